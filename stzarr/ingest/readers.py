@@ -1,0 +1,85 @@
+"""The contract of readers, and how one is found for a path.
+
+A reader is one class in one file. It names itself, says whether it recognises a path, and opens it as a `Source` of
+lazy handles. Third parties register theirs under the entry point group ``stzarr.readers``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Literal, Protocol
+
+from stzarr.errors import IngestError, MissingInputError, listing
+from stzarr.store.source import Source
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the user asked of the reader; None means the reader's choice.
+
+    Parameters
+    ----------
+    id : str, optional
+        Name of the slide; else from the path.
+    image : Path, optional
+        The full-resolution picture.
+    bins_um : tuple of float, optional
+        Bin sizes to store; else the smallest and 8 µm.
+    counts : "filtered" or "raw", optional
+        Which matrix; else filtered where it exists.
+    mpp_source : float, optional
+        µm per pixel of a plain slide whose file does not say.
+    max_decoded_bytes : int
+        Largest picture without random access that is decoded into scratch.
+    """
+
+    id: str | None = None
+    image: Path | None = None
+    bins_um: tuple[float, ...] | None = None
+    counts: Literal["filtered", "raw"] | None = None
+    mpp_source: float | None = None
+    max_decoded_bytes: int = 16 << 30
+
+
+class Reader(Protocol):
+    """The contract of a reader: one class in one file."""
+
+    name: str
+
+    def recognises(self, path: Path) -> bool:
+        """Whether this path is of the reader's kind; looks at names and first bytes only."""
+        ...
+
+    def open(self, path: Path, options: ReadOptions) -> Source:
+        """Open lazily: geometry is fitted and checked, counts and pixels stay unread."""
+        ...
+
+
+def open_source(path: Path, options: ReadOptions, *, reader: str | None = None) -> Source:
+    """Open a path with the first reader that recognises it, or with the one that is named.
+
+    Raises
+    ------
+    MissingInputError
+        ST101: the path does not exist.
+    IngestError
+        ST102: no reader recognises it, or the named reader is not installed.
+    """
+    if not path.exists():
+        raise MissingInputError("ST101", f"there is nothing at {path}", file=path, cure="check the path")
+    installed = {point.name: point for point in entry_points(group="stzarr.readers")}
+    if reader is not None and reader not in installed:
+        raise IngestError("ST102", f"no reader is called {reader!r}", cure=f"use one of: {listing(installed)}")
+    names = [reader] if reader is not None else list(installed)
+    for name in names:
+        candidate: Reader = installed[name].load()()
+        if reader is not None or candidate.recognises(path):
+            return candidate.open(path, options)
+    raise IngestError(
+        "ST102",
+        "no reader recognises this input",
+        file=path,
+        cure=f"give a Space Ranger outs/ folder or a slide file (readers: {listing(installed)})",
+    )
