@@ -36,6 +36,14 @@ class ImageHandle(Protocol):
         """Return pixels, shape (c, y1 - y0, x1 - x0); the box lies inside the image."""
         ...
 
+    def decoded(self, folder: Path) -> ImageHandle:
+        """Return an equal handle with random access; itself where it has it already.
+
+        Decodes the file once, in order, into one scratch file in `folder`, which the caller deletes with the folder
+        after closing the handle.
+        """
+        ...
+
     def close(self) -> None:
         """Release the file."""
         ...
