@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from stzarr.ingest.readers import ReadOptions, open_source
-from stzarr.store.writer import Progress, WriteOptions, write_store
+from stzarr.store.writer import Progress, StorePlan, WriteOptions, plan_store, write_store
+
+__all__ = ["ReadOptions", "StorePlan", "WriteOptions", "ingest", "plan"]
 
 
 def ingest(
@@ -30,7 +33,7 @@ def ingest(
     reader : str, optional
         Name of the reader; else the first that recognises `path`.
     progress : callable, optional
-        Called with (stage, done, total), in bytes.
+        Called with (stage, bytes done, bytes in all).
 
     Returns
     -------
@@ -42,10 +45,22 @@ def ingest(
     IngestError
         The input is damaged or incomplete (ST1xx); nothing is left that looks finished.
     StoreError
-        The store exists and `overwrite` was not asked for (ST2xx).
+        The store exists and `overwrite` was not asked for, or another process writes it (ST2xx).
     """
-    source = open_source(Path(path), read or ReadOptions(), reader=reader)
-    try:
-        return write_store(source, Path(store), write or WriteOptions(), progress=progress)
-    finally:
-        source.close()
+    with closing(open_source(Path(path), read or ReadOptions(), reader=reader)) as source:
+        return write_store(source, Path(store), write, progress=progress)
+
+
+def plan(
+    path: str | Path,
+    *,
+    read: ReadOptions | None = None,
+    write: WriteOptions | None = None,
+    reader: str | None = None,
+) -> StorePlan:
+    """Return geometry and elements of the store that `ingest` would write; reads positions, no counts, no pixels.
+
+    Parameters and errors are those of `ingest`.
+    """
+    with closing(open_source(Path(path), read or ReadOptions(), reader=reader)) as source:
+        return plan_store(source, write or WriteOptions())

@@ -6,13 +6,17 @@ lazy handles. Third parties register theirs under the entry point group ``stzarr
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal, Protocol
 
 from stzarr.errors import IngestError, MissingInputError, listing
+from stzarr.store.layout import check_id
 from stzarr.store.source import Source
+
+_NAMELESS = re.compile(r"outs|binned_outputs|(?:.*_)?square_\d{3}.*um")
 
 
 @dataclass(frozen=True)
@@ -83,3 +87,23 @@ def open_source(path: Path, options: ReadOptions, *, reader: str | None = None) 
         file=path,
         cure=f"give a Space Ranger outs/ folder or a slide file (readers: {listing(installed)})",
     )
+
+
+def slide_id(path: Path, asked: str | None = None) -> str:
+    """Return the id of a slide: what the user asked, else the name of its file or folder in letters that fit.
+
+    Folders whose name says nothing (``outs``, ``square_008um``) lend that of their parent.
+
+    Raises
+    ------
+    IngestError
+        ST110: the id that was asked for cannot be part of a name.
+    """
+    if asked is not None:
+        return check_id(asked)
+    path = path.resolve()
+    while _NAMELESS.fullmatch(path.name):
+        path = path.parent
+    name = path.name if path.is_dir() else path.name.removesuffix(path.suffix).removesuffix(".ome")
+    name = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9_.-]", "_", name)).lstrip("_.-").rstrip(".")
+    return check_id(name or "slide")
