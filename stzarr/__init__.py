@@ -12,18 +12,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stzarr.ingest import ingest
     from stzarr.slide import Slide, open
     from stzarr.store.validate import validate
     from stzarr.stream.dataset import PatchStream
 
 __version__ = "0.1.0"
-__all__ = ["PatchStream", "Slide", "__version__", "ingest", "open", "validate"]
+__all__ = ["PatchStream", "Slide", "__version__", "open", "validate"]
 
 _HOMES = {
     "PatchStream": "stzarr.stream.dataset",
     "Slide": "stzarr.slide",
-    "ingest": "stzarr.ingest",
     "open": "stzarr.slide",
     "validate": "stzarr.store.validate",
 }
