@@ -17,7 +17,7 @@ import zarr
 from stzarr import __version__
 from stzarr.errors import IngestError
 from stzarr.space import PixelGrid
-from stzarr.store import layout, tissue
+from stzarr.store import layout, sums, tissue
 from stzarr.store.counts import write_table
 from stzarr.store.journal import Journal, refuse_existing
 from stzarr.store.manifest import digest_of
@@ -176,6 +176,7 @@ class _StoreWriter:
         self, tables: dict[str, Any], tissue_map: dict[str, Any], sources: list[dict[str, Any]]
     ) -> dict[str, Any]:
         plan, source = self._plan, self._source
+        compared = sums.compare_totals(self._root, list(tables))
         return {
             "layout_version": layout.LAYOUT_VERSION,
             "id": plan.id,
@@ -191,7 +192,8 @@ class _StoreWriter:
             "software": {"stzarr": __version__} | {name: version(name) for name in _SOFTWARE},
             "options": _decisive(self._options),
             "details": source.details,
-            "warnings": list(source.warnings),
+            "sums": compared,
+            "warnings": [*source.warnings, *sums.warnings_of(compared)],
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
