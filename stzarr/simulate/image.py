@@ -161,7 +161,7 @@ def write_image(
     def tiles() -> Iterator[Pixels]:
         places = [(row, column) for row in range(down) for column in range(across)]
         for done, rendered in enumerate(ordered_map(tile, places, threads), start=1):
-            progress(done, len(places))
+            progress(done * rendered.nbytes, len(places) * rendered.nbytes)
             yield rendered
 
     shape = (area.height, area.width, 3)

@@ -28,6 +28,7 @@ Progress = Callable[[str, int, int], None]
 
 _FIDUCIAL_UM = 330.0
 _NOT_RECORDED = ("out", "threads", "progress")
+_POSITION_BYTES = 28
 """Arguments that results do not depend on."""
 _SUFFIX = {"btf": ".btf", "deflate": ".tif", "jpeg": ".tif"}
 
@@ -82,7 +83,7 @@ def simulate(
     threads : int
         Threads that render and draw.
     progress : callable, optional
-        Called as ``progress(stage, done, total)``; stages "counts" (bands of bins) and "image" (tiles).
+        Called as ``progress(stage, done, total)``; stages "counts" (of positions) and "image" [bytes].
 
     Returns
     -------
@@ -168,7 +169,8 @@ def _write_binned(out: Path, model: CountsModel, threads: int, report: Progress)
         for done, band in enumerate(bands, start=1):
             for writer, counts in zip(writers.values(), band, strict=True):
                 writer.append(counts)
-            report("counts", done, model.num_bands)
+            band_bytes = _POSITION_BYTES * model.area.num_rows * model.area.num_cols // model.num_bands
+            report("counts", done * band_bytes, model.num_bands * band_bytes)
     return {
         name: {
             "bins": writer.num_bins,
