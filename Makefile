@@ -17,9 +17,9 @@ env: .venv/.complete
 # The main job: ingest, validate, slice, stream, train, sample, evaluate. With OUTS=... IMAGE=... on a run of your own.
 demo: env
 	$(BIN)/stzarr demo $(DEMO) $(if $(OUTS),--outs '$(OUTS)') $(if $(IMAGE),--image '$(IMAGE)')
-	$(BIN)/python training/train.py --store $(DEMO)/slide.zarr --task sr --preset demo --run $(DEMO)/run
-	$(BIN)/python training/sample.py --run $(DEMO)/run
-	$(BIN)/python training/evaluate.py --run $(DEMO)/run
+	$(BIN)/python training/train.py --store $(DEMO)/slide.zarr --task sr --preset demo --run-dir $(DEMO)/run
+	$(BIN)/python training/sample.py --run-dir $(DEMO)/run
+	$(BIN)/python training/evaluate.py --run-dir $(DEMO)/run
 
 test: env
 	$(BIN)/python -m pytest

@@ -43,7 +43,8 @@ class World:
         """Wrap a model so that gradients are averaged over processes.
 
         DDP regroups its gradient buckets after the first step unless it looks for unused parameters; the regrouping
-        changes the order of float sums, and a resumed run would differ in its last bits from one that never stopped.
+        changes the order of float sums, and on three or more processes a resumed run would differ in its last bits
+        from one that never stopped. torch remarks once that it found none: that is meant.
         """
         if self.size == 1:
             return model

@@ -17,8 +17,9 @@ from stzarr.store.reader import StoreReader
 from training.config import GROUPS, Config, listed, option
 from training.tasks import TASKS
 
-SPOTS = {"patch_um": 1600.0, "bin_um": 100.0, "lr_bin_um": 400.0, "image_mpp": 25.0, "stride_um": 400.0}
-"""Geometry on Visium spots: HR is the lattice, LR its 4 x 4 sums."""
+SPOTS = {"patch_um": 800.0, "bin_um": 100.0, "lr_bin_um": 400.0, "image_mpp": 12.5, "stride_um": 200.0}
+"""Geometry on Visium spots: HR is the lattice, LR its 4 x 4 sums. A capture area has few patches that share no spot:
+larger ones would leave a single held-out patch."""
 
 SMALL: dict[str, Any] = {
     "jitter": True, "num_genes": 16, "fit_batches": 8,

@@ -100,7 +100,25 @@ def validate(path: str | Path, *, deep: bool = False, progress: Progress | None 
             problems += _content_problems(root, element, progress)
     if deep and not problems:
         problems += _foreign_problems(reader.path, list(reader.tables))
-    return [Finding(problem.code, problem.file, problem.what, _CURES[problem.code]) for problem in problems]
+    return [_finding(problem) for problem in problems]
+
+
+def damaged_files(path: str | Path) -> list[Finding]:
+    """Return the files that are missing or have another size than was written; looks at no content.
+
+    What reads much from a store asks this first: Zarr gives zeros for a chunk whose file is gone.
+
+    Raises
+    ------
+    StoreError
+        ST204: the store's manifest cannot be read.
+    """
+    problems = _file_problems(Path(path), _manifest(Path(path)), False, None)
+    return [_finding(problem) for problem in problems]
+
+
+def _finding(problem: Problem) -> Finding:
+    return Finding(problem.code, problem.file, problem.what, _CURES[problem.code])
 
 
 def _content_problems(root: zarr.Group, element: Element, progress: Progress | None) -> list[Problem]:

@@ -85,9 +85,10 @@ class ThreadRunner:
                 return
             graph: dict[str, tuple[Task]] = {}
             while item is not None:
-                graph[f"read-{len(graph)}"] = (partial(_settle, *item),)
+                graph[f"read-{len(graph)}"] = (partial(_settle, list(item)),)
                 item = self._next() if len(graph) < self._wave else None
             self._run(graph)
+            del graph
 
     def _run(self, graph: dict[str, tuple[Task]]) -> None:
         try:
@@ -107,8 +108,10 @@ class ThreadRunner:
         return item
 
 
-def _settle(future: Future[Any], task: Task) -> None:
+def _settle(item: list[Any]) -> None:
     """Run a task and give its result, or its error, to the future; the scheduler keeps neither."""
+    future, task = item
+    item.clear()
     if not future.set_running_or_notify_cancel():
         return
     try:

@@ -210,10 +210,17 @@ class PatchStream(IterableDataset):
         self._position = _Position(self.plan)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Iterate over the rest of the epoch; in a worker of a torch DataLoader, over the worker's share of it."""
+        """Iterate over the rest of the epoch.
+
+        In a worker of a torch DataLoader over the worker's share: each item is a part of a batch, and this process does
+        not learn how far the workers came. `loader` merges the parts and keeps the position.
+        """
+        return self._position.track(self._rest())
+
+    def _rest(self) -> Generator[Batch]:
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        return self._position.track(self._share(worker, num_workers, self.epoch, self.step))
+        yield from self._share(worker, num_workers, self.epoch, self.step)
 
     def _share(self, worker: int, num_workers: int, epoch: int, step: int) -> Generator[Batch]:
         slots = self.world.slots(self.plan.spec.batch_size, worker, num_workers)
@@ -317,13 +324,22 @@ class PatchLoader:
         return iter(self.stream) if not self.num_workers else self.stream._position.track(self._merged())
 
     def _merged(self) -> Generator[Batch]:
-        if self._workers is None or self._workers_at != (self.stream.epoch, self.stream.step):
-            self._workers = self._spawned()
+        # The workers belong to one iterator at a time, which leaves them behind only in a known place: after an
+        # error or an interrupt some have given their share of a batch and others not.
+        workers, at = self._workers, self._workers_at
+        self.close()
+        if workers is None or at != (self.stream.epoch, self.stream.step):
+            workers = self._spawned()
         for _ in range(self.stream.step, len(self)):
-            batch = _merge([next(self._workers) for _ in range(self.num_workers)])
+            batch = _merge([next(workers) for _ in range(self.num_workers)])
             last = batch["step"] == len(self)
-            self._workers_at = (batch["epoch"] + 1, 0) if last else (batch["epoch"], batch["step"])
-            yield batch
+            at = (batch["epoch"] + 1, 0) if last else (batch["epoch"], batch["step"])
+            try:
+                yield batch
+            except GeneratorExit:
+                self._workers, self._workers_at = workers, at
+                raise
+        self._workers, self._workers_at = workers, at
 
     def _spawned(self) -> Iterator[Batch]:
         return iter(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stzarr.errors import StreamError, StzarrError
 from stzarr.store.reader import StoreReader
 from stzarr.stream.split import CellGrid
 
@@ -99,7 +100,26 @@ def read_patches(recipe: Recipe, windows: NDArray[np.int32]) -> tuple[Patches, i
         (n, h, w) bool, ``image`` (n, c, P, P); what the recipe lacks is left out.
     num_bytes : int
         Bytes that were read, decoded.
+
+    Raises
+    ------
+    StreamError
+        ST412: a file of the store cannot be read or decoded.
     """
+    try:
+        return _read_patches(recipe, windows)
+    except StzarrError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StreamError(
+            "ST412",
+            f"patches cannot be read: {type(error).__name__}: {error}",
+            file=recipe.path,
+            cure=f"stzarr validate --deep {recipe.path}",
+        ) from error
+
+
+def _read_patches(recipe: Recipe, windows: NDArray[np.int32]) -> tuple[Patches, int]:
     reader, num_bytes = open_reader(recipe.path), 0
     patches: Patches = {}
     if recipe.counts is not None:
@@ -118,14 +138,16 @@ def _read_counts(
     reader: StoreReader, recipe: CountsRecipe, patch: int, windows: NDArray[np.int32]
 ) -> tuple[Patches, int]:
     f = recipe.factor
-    (r0, c0), (r1, c1) = windows.min(axis=0) * f, (windows.max(axis=0) + patch) * f
-    box = reader.tables[recipe.table].read_box(int(r0), int(r1), int(c0), int(c1))
+    (r0, c0), (r1, c1) = windows.min(axis=0), windows.max(axis=0) + patch
+    cells = (int(r0) * f, int(r1) * f, int(c0) * f, int(c1) * f)
+    box = reader.tables[recipe.table].read_box(*cells)
     present = recipe.genes >= 0
+    grid, covered = box.dense(cells, recipe.genes[present], f)
     hr = np.zeros((len(windows), len(recipe.genes), patch, patch), np.uint32)
     tissue = np.zeros((len(windows), patch, patch), np.bool_)
-    for index, (row, col) in enumerate(windows.tolist()):
-        cells = (row * f, (row + patch) * f, col * f, (col + patch) * f)
-        hr[index, present], tissue[index] = box.dense(cells, recipe.genes[present], f)
+    for index, (row, col) in enumerate((windows - [r0, c0]).tolist()):
+        window = np.s_[row : row + patch, col : col + patch]
+        hr[index, present], tissue[index] = grid[:, *window], covered[window]
     found: Patches = {"hr_counts": _narrow(hr), "tissue": tissue}
     if recipe.lr_cells is not None:
         found["lr_counts"] = _narrow(block_sums(hr, recipe.lr_cells))

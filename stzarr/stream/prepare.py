@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stzarr.errors import SlideError, StreamError
+from stzarr.errors import SlideError, StreamError, listing
 from stzarr.store.counts_reader import CountsTable
 from stzarr.store.reader import ImagePyramid, StoreReader
+from stzarr.store.validate import damaged_files
 from stzarr.stream.fetch import CountsRecipe, ImageRecipe, Recipe, open_reader
 from stzarr.stream.panel import GenePanel, join_panel
 from stzarr.stream.plan import PlanSlide
@@ -91,6 +92,7 @@ def prepare(paths: Sequence[str], request: Request) -> Prepared:
     StreamError
         ST400: a size that is no whole multiple of another. ST403: slides whose patches differ in kind or shape.
         ST408: a slide lacks what is asked, or cannot give it at this size. ST409: pixels that patches do not meet.
+        ST411: files of a store are missing or cut off.
     GeneError
         ST310, ST311: as `join_panel`.
     StoreError
@@ -129,6 +131,14 @@ def prepare(paths: Sequence[str], request: Request) -> Prepared:
 
 def _open(path: str, request: Request) -> _Opened:
     reader = open_reader(path)
+    damaged = damaged_files(path)
+    if damaged:
+        raise StreamError(
+            "ST411",
+            f"{len(damaged)} files of slide {reader.id!r} are damaged: {listing((f.file for f in damaged), limit=3)}",
+            file=path,
+            cure=f"stzarr validate {path}, then ingest again",
+        )
     if not reader.tables:
         if request.bin_um is not None or request.lr_bin_um is not None or request.genes:
             raise StreamError(
@@ -203,8 +213,7 @@ def _recipe(one: _Opened, request: Request, panel: GenePanel, stride: int, lr_ce
 def _image_recipe(one: _Opened, pyramid: ImagePyramid, request: Request, mpp: float, stride: int) -> ImageRecipe:
     size_px = _whole(request.patch_um, mpp, "patch_um", "pixels")
     if one.kind == "spots":
-        finer = [index for index, grid in enumerate(pyramid.levels) if grid.mpp <= mpp]
-        return ImageRecipe(pyramid.name, max(finer, default=0), size_px, None)
+        return ImageRecipe(pyramid.name, _resampled_level(one, pyramid, mpp), size_px, None)
     step = 1 if request.jitter else stride
     try:
         found = aligned_level(pyramid, mpp, one.grid, step)
@@ -221,6 +230,21 @@ def _image_recipe(one: _Opened, pyramid: ImagePyramid, request: Request, mpp: fl
         file=one.path,
         cure="a stride_um that is a multiple of the finest pixel, and no jitter",
     )
+
+
+def _resampled_level(one: _Opened, pyramid: ImagePyramid, mpp: float) -> int:
+    """Return the coarsest level whose pixels at the edges of an output pixel weigh little: a quarter of it at most."""
+    dx, dy = one.grid.cell_um
+    finest = pyramid.levels[0].mpp
+    if mpp * dy / dx < finest:
+        raise StreamError(
+            "ST408",
+            f"slide {one.reader.id!r}: its image has pixels of {finest:g} µm, not of {mpp:g} µm",
+            file=one.path,
+            cure=f"image_mpp of {finest * dx / dy:.3g} or more",
+        )
+    limit = mpp * min(1.0, dy / dx) / 4
+    return max((index for index, grid in enumerate(pyramid.levels) if grid.mpp <= limit), default=0)
 
 
 def aligned_level(pyramid: ImagePyramid, mpp: float, grid: CellGrid, step: int) -> tuple[int, int] | None:

@@ -83,6 +83,7 @@ def _write(path: Path, slide_id: str, assay: str, tables: dict[str, Any], rng: n
     }
     tissue_grid = PixelGrid(16.0, 0.0, 0.0, -(-int(area[2]) // 16), -(-int(area[3]) // 16))
     tissue = rng.random((tissue_grid.height, tissue_grid.width)).astype(np.float32)
+    root.create_group("stzarr", attributes={"manifest": {}})
     root.create_array("stzarr/tissue", data=tissue)
     root.attrs["spatialdata_attrs"] = {"version": "0.2"}
     root.attrs["stzarr"] = {

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -112,3 +113,23 @@ def test_reading_ahead_is_bounded_by_memory_but_never_stalls() -> None:
     ahead = recorder.ahead(lookahead=10, buffer_bytes=35)
     ahead.advance(0)
     assert len(recorder.begun) == 3
+
+
+def test_a_result_that_was_taken_and_dropped_is_freed() -> None:
+    """The driver's graph must not keep what the consumer let go, even while it waits for more work."""
+
+    class Result:
+        """An object that can be watched."""
+
+    runner = ThreadRunner(2)
+    watched = []
+    for _ in range(20):
+        future = runner.submit(Result)
+        watched.append(weakref.ref(future.result()))
+        del future
+    deadline = time.monotonic() + 5
+    while any(ref() is not None for ref in watched) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    alive = sum(ref() is not None for ref in watched)
+    runner.close()
+    assert alive == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from stzarr.errors import GeneError, StoreError, StreamError
+from stzarr.store.reader import StoreReader
 from stzarr.stream import batches as batches_module
 from stzarr.stream.dataset import PatchStream, _merge
 from stzarr.stream.panel import panel_by_counts
@@ -318,6 +320,61 @@ def test_spots_stream_by_the_lattice(spots: Made) -> None:
     assert ((batch["origin_um"] - torch.tensor([0.0, 43.5])) % torch.tensor([100.0, 87.0]) == 0).all()
 
 
+def overlaps(edges: np.ndarray, num: int) -> np.ndarray:
+    """Return how much of each of `num` unit pixels lies between consecutive edges, shape (len(edges) - 1, num)."""
+    pixel = np.arange(num)
+    return np.clip(np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel), 0, None)
+
+
+def test_the_image_of_spots_is_the_area_mean_of_the_finest_level(spots: Made) -> None:
+    """A level of 8 µm would smear pixels of 16 x 13.92 µm over their edges."""
+    request = {"patch_um": 400, "image_mpp": 16.0, "bin_um": None, "lr_bin_um": None, "stride_um": 100.0}
+    batch = next(iter(stream_of(spots.path, batch_size=2, **request)))
+    pyramid = StoreReader(spots.path).default_image()
+    assert pyramid is not None
+    grid = pyramid.levels[0]
+    pixels = pyramid.read(0, 0, grid.height, 0, grid.width).astype(np.float64)
+    steps = np.arange(26) * 16.0 / grid.mpp
+    for (x, y), image in zip(batch["origin_um"].tolist(), batch["image"].numpy(), strict=True):
+        across = overlaps((x - grid.x0_um) / grid.mpp + steps, grid.width)
+        down = overlaps((y - grid.y0_um) / grid.mpp + 0.87 * steps, grid.height)
+        means = down @ pixels @ across.T / (0.87 * steps[1] ** 2)
+        assert np.abs(image - means).max() < 0.51
+
+
+def test_an_image_finer_than_the_slide_is_refused(spots: Made) -> None:
+    with pytest.raises(StreamError, match="ST408"):
+        stream_of(spots.path, patch_um=400, image_mpp=1.0, bin_um=None, lr_bin_um=None, stride_um=100.0)
+
+
+def test_a_store_with_a_missing_file_is_refused_before_it_gives_zeros(bins: Made, tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    shutil.copytree(bins.path, path)
+    meta = path / "stzarr" / "zarr.json"
+    found = json.loads(meta.read_text())
+    found["attributes"]["manifest"] = {"tables/square_002um/X/data/c/7": [10, "0" * 64]}
+    meta.write_text(json.dumps(found))
+    with pytest.raises(StreamError, match=r"ST411.*X/data/c/7"):
+        stream_of(path)
+
+
+def test_a_damaged_chunk_names_the_store(bins: Made, tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    shutil.copytree(bins.path, path)
+    for shard in path.glob("tables/*/X/indices/c/*"):
+        shard.write_bytes(b"\x01" * shard.stat().st_size)
+    with pytest.raises(StreamError, match="ST412") as caught:
+        list(stream_of(path))
+    assert str(path) in str(caught.value)
+
+
+def test_a_position_that_is_set_after_iter_counts(bins: Made, reference: list[Batch]) -> None:
+    stream = stream_of(bins.path)
+    batches = iter(stream)
+    stream.set_epoch(0, step=3)
+    assert_same(next(batches), reference[3])
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
@@ -379,6 +436,11 @@ def test_workers_give_the_same_batches_and_a_state_ignores_what_they_prefetched(
         got.append(batch)
     assert (loader.stream.epoch, loader.stream.step) == (1, 0)
     following = next(iter(loader))
+    loader.stream.set_epoch(0, step=0)
+    first, second = iter(loader), iter(loader)
+    assert_same(next(first), reference[0])
+    assert_same(next(second), reference[1])
+    assert_same(next(first), reference[1])
     loader.close()
     for ours, wanted in zip(got, reference, strict=True):
         assert_same(ours, wanted)
