@@ -75,7 +75,7 @@ def counts_array(lazy: LazyCounts) -> xr.DataArray:
 def _spot_coords(lazy: LazyCounts) -> dict[str, Any]:
     """Return the mask of cells in tissue, and the spots' true x where a cell is one spot."""
     f, (r0, r1), (c0, c1) = lazy.factor, lazy.rows, lazy.cols
-    mask = lazy.table.dense((r0 * f, r1 * f, c0 * f, c1 * f), np.zeros(0, np.int64), f)[1]
+    mask = lazy.table.tissue((r0 * f, r1 * f, c0 * f, c1 * f), f)
     coords: dict[str, Any] = {"in_tissue": (("y", "x"), mask)}
     if f == 1:
         rows, cols = np.mgrid[r0:r1, c0:c1]

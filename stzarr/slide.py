@@ -96,7 +96,8 @@ class Slide:
         ----------
         x, y : slice, optional
             ``slice(a, b)`` keeps the pixels and cells whose centres lie in [a, b], both ends included, as label
-            slices of xarray do [µm]. An open end reaches to the edge.
+            slices of xarray do [µm]. An open end reaches to the edge. Cells of spots count by the centre of the cell,
+            which the spots of every other row lie 50 µm right of.
 
         Returns
         -------
@@ -226,7 +227,7 @@ class Slide:
         name : str, optional
             ``square_008um``, or ``table`` for spots; None is the finest.
         bounds_um : tuple of float, optional
-            (x0, y0, x1, y1), half-open [µm]: the bins or spots whose centres lie inside.
+            (x0, y0, x1, y1), half-open [µm]: the bins or spots whose centres lie inside; of spots the true centres.
 
         Returns
         -------
@@ -246,11 +247,10 @@ class Slide:
         table = self._table(name)
         if bounds_um is None and not (self._is_cut_x or self._is_cut_y):
             return adata.read_whole(self.reader, table)
-        view = self
         if bounds_um is not None:
             x0, y0, x1, y1 = bounds_um
-            view = self.sel(x=slice(x0, x1), y=slice(y0, y1))
-        return adata.read_part(table, view.x, view.y, bounds_um)
+            self.sel(x=slice(x0, x1), y=slice(y0, y1))  # refuses a box outside
+        return adata.read_part(table, *self._cells(table.lattice, 1), bounds_um)
 
     def _table(self, name: str | None) -> CountsTable:
         if name is None:

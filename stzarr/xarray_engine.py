@@ -105,7 +105,7 @@ def _builders(reader: StoreReader) -> dict[str, _Builder]:
 
 def _root(reader: StoreReader) -> xr.Dataset:
     facts = {"id": reader.id, "assay": reader.assay, "bounds_um": reader.area_um, "mpp_source": reader.frame.mpp}
-    return xr.Dataset(attrs=facts | dict(reader.attrs.get("meta", {})))
+    return xr.Dataset(attrs=dict(reader.attrs.get("meta", {})) | facts)
 
 
 def _image(image: ImagePyramid, level: int) -> xr.Dataset:

@@ -19,6 +19,7 @@ import stzarr
 from stzarr.errors import BoundsError, GeneError, SlideError
 from stzarr.lazy import LazyImage, aligned_chunks
 from stzarr.slide import Slide
+from stzarr.store.counts_reader import CountsTable
 from tests.store.handmade import GENE_IDS, SYMBOLS, Made, bins_store, spots_store
 
 
@@ -246,6 +247,33 @@ def test_spots_lie_inside_by_their_true_centres(spots: Made) -> None:
     assert set(x) == {100.0, 150.0}  # shifted spots on the edge are in, those on the far edge are not
     assert [name[:2] for name in table.obs_names] == ["AC"] * table.n_obs
     np.testing.assert_array_equal(table.obs["spot_id"], [int(name[2:6]) for name in table.obs_names])
+
+
+@pytest.mark.parametrize("x1", [240.0, 250.0, 300.0])
+def test_counts_and_table_of_a_view_of_spots_agree(spots: Made, x1: float) -> None:
+    """In every other row the spots lie 50 µm right of their cells: a view takes whole cells, for both."""
+    view = stzarr.open(spots.path).sel(x=slice(0, x1), y=slice(100, 400))
+    counts = view.counts()
+    assert int(counts.sum()) == int(view.table().X.sum()) > 0
+    assert int(counts["in_tissue"].sum()) == int(view.table().obs["in_tissue"].sum())
+
+
+def test_the_mask_of_spots_is_had_without_reading_counts(spots: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = stzarr.open(spots.path)
+    monkeypatch.setattr(CountsTable, "read_box", lambda *_: pytest.fail("counts were read"))
+    mask = slide.counts(genes=slide.genes()["gene_ids"].iloc[:1].tolist())["in_tissue"]
+    monkeypatch.undo()
+    table = slide.reader.tables["table"]
+    rows, cols = table.lattice.grid_shape
+    np.testing.assert_array_equal(mask, table.dense((0, rows, 0, cols))[1])
+
+
+@pytest.mark.parametrize("size", [float("nan"), float("inf"), 0.0, -8.0])
+def test_sizes_that_are_no_lengths_are_refused(slide: Slide, size: float) -> None:
+    with pytest.raises(SlideError, match="ST304"):
+        slide.counts(bin_um=size)
+    with pytest.raises(SlideError, match="ST303"):
+        slide.image(mpp=size)
 
 
 def test_whole_table_is_lazy(slide: Slide, bins: Made) -> None:

@@ -221,7 +221,7 @@ def test_bins_round_trip(rows: int, cols: int, mirrored: bool, seed: int, to_px:
     array_row, array_col = rng.integers(0, rows, 50), rng.integers(0, cols, 50)
     cell = lattice.grid(array_row, array_col)
     assert cell[0].dtype == cell[1].dtype == np.int32
-    for found, expected in zip(lattice.array(*cell), (array_row, array_col), strict=True):
+    for found, expected in zip(lattice.grid(*cell), (array_row, array_col), strict=True):
         np.testing.assert_array_equal(found, expected)
     um = lattice.centres_um(*cell)
     np.testing.assert_allclose(um, lattice.array_to_um(np.stack([array_col, array_row], -1)), atol=1e-9)
@@ -286,37 +286,6 @@ def test_plain_frame_starts_at_the_corner_of_the_first_pixel() -> None:
 # -------------------------------------------------------------------------------------------------- pixel grids
 
 positions = st.integers(-4000, 4000).map(lambda value: value / 8) | st.floats(-500, 500)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    mpp=st.sampled_from([0.125, 0.25, 0.3, 2.0, 4.6776]),
-    x0=positions,
-    y0=positions,
-    xs=st.tuples(positions, positions),
-    ys=st.tuples(positions, positions),
-)
-def test_window_holds_the_pixels_with_centres_inside(
-    mpp: float, x0: float, y0: float, xs: tuple[float, float], ys: tuple[float, float]
-) -> None:
-    grid = PixelGrid(mpp, x0, y0, 50, 40)
-    (xa, xb), (ya, yb) = sorted(xs), sorted(ys)
-    window = grid.window((xa, ya, xb, yb))
-    for (first, last), (low, high), origin in ((window[2:], (xa, xb), x0), (window[:2], (ya, yb), y0)):
-        # 1e-6 px of rounding is forgiven, so that edges which are whole numbers of pixels stay exact
-        slack = 1e-6 * mpp
-        centre = lambda index, origin=origin: origin + (index + 0.5) * mpp  # noqa: E731
-        assert centre(first) >= low - slack
-        assert centre(first - 1) < low + slack
-        assert centre(last) >= high - slack
-        assert centre(last - 1) < high + slack
-
-
-def test_windows_of_neighbours_do_not_overlap() -> None:
-    grid = PixelGrid(0.3, -100.2, -100.2, 1000, 1000)
-    edges = [grid.window((0, 0, x, x))[1] for x in np.arange(0, 50, 0.7)]
-    starts = [grid.window((x, x, 99, 99))[0] for x in np.arange(0, 50, 0.7)]
-    assert edges == starts
 
 
 @settings(max_examples=150, deadline=None)

@@ -27,8 +27,8 @@ SIMULATED = "SIMULATED.json"
 Progress = Callable[[str, int, int], None]
 
 _FIDUCIAL_UM = 330.0
-_NOT_RECORDED = ("out", "threads", "progress")
 _POSITION_BYTES = 28
+_NOT_RECORDED = ("out", "threads", "progress")
 """Arguments that results do not depend on."""
 _SUFFIX = {"btf": ".btf", "deflate": ".tif", "jpeg": ".tif"}
 

@@ -68,13 +68,9 @@ class BinLattice:
         return Homography.scale_then_move(b, b, 0.5 * b, 0.5 * b)
 
     def grid(self, array_row: NDArray, array_col: NDArray) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Return the grid cell (row, column) of array positions."""
+        """Return the grid cell (row, column) of array positions; its own inverse."""
         rows, cols = np.asarray(array_row, np.int32), np.asarray(array_col, np.int32)
         return rows, (np.int32(self.num_cols - 1) - cols if self.mirrored else cols)
-
-    def array(self, grid_row: NDArray, grid_col: NDArray) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Return the array position (row, column) of grid cells; `grid` is its own inverse."""
-        return self.grid(grid_row, grid_col)
 
     def at(self, bin_um: float) -> BinLattice:
         """Return the lattice of the same area with other bins, which must divide it whole."""

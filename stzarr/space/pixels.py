@@ -41,15 +41,6 @@ class PixelGrid:
         f = 2**index
         return PixelGrid(self.mpp * f, self.x0_um, self.y0_um, -(-self.width // f), -(-self.height // f))
 
-    def window(self, bounds_um: Bounds) -> tuple[int, int, int, int]:
-        """Return the pixels whose centres lie in half-open bounds, as (row0, row1, col0, col1); not clipped."""
-        x0, y0, x1, y1 = bounds_um
-
-        def first(value: float, origin: float) -> int:
-            return math.ceil(round((value - origin) / self.mpp - 0.5, 6))
-
-        return (first(y0, self.y0_um), first(y1, self.y0_um), first(x0, self.x0_um), first(x1, self.x0_um))
-
 
 def registered_mpp(native_mpp: float, bin_um: float | None) -> float:
     """Choose the pixel size of the registered image.

@@ -19,7 +19,7 @@ from stzarr.store.counts_reader import Box, CountsBox, CountsTable
 if TYPE_CHECKING:
     from stzarr.store.reader import StoreReader
 
-Interval = tuple[float, float]
+Span = tuple[int, int]
 
 
 def read_var(reader: StoreReader, table: CountsTable) -> pd.DataFrame:
@@ -38,25 +38,30 @@ def read_whole(reader: StoreReader, table: CountsTable) -> AnnData:
         return anndata.experimental.read_lazy(reader.group(table.path))
 
 
-def read_part(table: CountsTable, x: Interval, y: Interval, bounds_um: Bounds | None) -> AnnData:
-    """Read the rows whose centres lie in closed intervals, and in half-open bounds if given [µm]."""
-    box = table.read_box(*_hull(table.lattice, x, y))
-    centres = table.lattice.centres_um(box.grid_row, box.grid_col)
-    inside = np.all((centres >= (x[0], y[0])) & (centres <= (x[1], y[1])), axis=1)
+def read_part(table: CountsTable, rows: Span, cols: Span, bounds_um: Bounds | None) -> AnnData:
+    """Read the rows that lie in a box of cells, and whose centres lie in half-open bounds if given [µm]."""
+    (r0, r1), (c0, c1) = rows, cols
     if bounds_um is not None:
-        inside &= np.all((centres >= bounds_um[:2]) & (centres < bounds_um[2:]), axis=1)
-    return _anndata(table, box.keep(inside), centres[inside])
+        top, bottom, left, right = _hull(table.lattice, bounds_um)
+        r0, r1, c0, c1 = max(r0, top), min(r1, bottom), max(c0, left), min(c1, right)
+    box = table.read_box(r0, r1, c0, c1)
+    centres = table.lattice.centres_um(box.grid_row, box.grid_col)
+    if bounds_um is not None:
+        inside = np.all((centres >= bounds_um[:2]) & (centres < bounds_um[2:]), axis=1)
+        box, centres = box.keep(inside), centres[inside]
+    return _anndata(table, box, centres)
 
 
-def _hull(lattice: Lattice, x: Interval, y: Interval) -> Box:
+def _hull(lattice: Lattice, bounds_um: Bounds) -> Box:
     """Return the cells that may have their centre in a box; one more all around, for the shift of spots."""
     (dx, dy), (ox, oy), (rows, cols) = lattice.cell_um, lattice.origin_um, lattice.grid_shape
+    x0, y0, x1, y1 = bounds_um
 
-    def cells(interval: Interval, origin: float, step: float, num: int) -> tuple[int, int]:
-        low, high = np.clip((np.array(interval) - origin) / step, -1, num + 1)
-        return int(low) - 1, int(high) + 2
+    def cells(low: float, high: float, origin: float, step: float, num: int) -> tuple[int, int]:
+        first, last = np.clip((np.array([low, high]) - origin) / step, -1, num + 1)
+        return int(first) - 1, int(last) + 2
 
-    return (*cells(y, oy, dy, rows), *cells(x, ox, dx, cols))
+    return (*cells(y0, y1, oy, dy, rows), *cells(x0, x1, ox, dx, cols))
 
 
 def _anndata(table: CountsTable, box: CountsBox, centres: NDArray[np.float64]) -> AnnData:

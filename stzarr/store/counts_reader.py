@@ -337,6 +337,19 @@ class CountsTable:
         _check_box(box, factor)
         return self.read_box(*box).dense(box, genes, factor)
 
+    def tissue(self, box: Box, factor: int = 1) -> NDArray[np.bool_]:
+        """Return the tissue mask of `dense` alone, without reading counts."""
+        _check_box(box, factor)
+        r0, r1, c0, c1 = box
+        mask = np.zeros(((r1 - r0) // factor, (c1 - c0) // factor), np.bool_)
+        for start, stop in self.row_runs(*box):
+            row = np.asarray(self._array("obs/grid_row")[start:stop], np.int64) - r0
+            col = np.asarray(self._array("obs/grid_col")[start:stop], np.int64) - c0
+            wanted = np.asarray(self._array("obs/in_tissue")[start:stop], np.bool_)
+            wanted &= (row >= 0) & (row < r1 - r0) & (col >= 0) & (col < c1 - c0)
+            mask[row[wanted] // factor, col[wanted] // factor] = True
+        return mask
+
     def read_rows(self, path: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Read some rows, ascending, of an array along obs (``obs/in_tissue``, ``obsm/spatial``)."""
         array = self._array(path)

@@ -19,6 +19,7 @@ from stzarr.errors import SlideError, StoreError, listing
 from stzarr.space import Bounds, Frame, Homography, PixelGrid
 from stzarr.store.counts_reader import CountsTable
 from stzarr.store.layout import LAYOUT_VERSION
+from stzarr.store.means import block_means
 
 
 class StoreReader:
@@ -179,7 +180,9 @@ def _checked_attrs(group: zarr.Group, path: Path) -> dict[str, Any]:
 def _whole_ratio(size: float, unit: float) -> int:
     """Return size / unit where that is a whole number, else 0."""
     ratio = size / unit
-    return round(ratio) if round(ratio) >= 1 and abs(ratio - round(ratio)) < 1e-9 * ratio else 0
+    if not 0.5 < ratio < 1e9:  # nor what is no number
+        return 0
+    return round(ratio) if abs(ratio - round(ratio)) < 1e-9 * ratio else 0
 
 
 # ------------------------------------------------------------------------------------------------------- images
@@ -282,7 +285,7 @@ class ImagePyramid:
             return pixels
         g = self.levels[level]
         rows, cols = _present(y0, y1, factor, g.height), _present(x0, x1, factor, g.width)
-        return _block_means(pixels, factor, rows[:, None] * cols)
+        return block_means(pixels, factor, rows[:, None] * cols)
 
     def _read_padded(self, level: int, y0: int, y1: int, x0: int, x1: int) -> NDArray[Any]:
         g = self.levels[level]
@@ -308,15 +311,6 @@ def _present(start: int, stop: int, factor: int, size: int) -> NDArray[np.int64]
     """Return how many of the `factor` fine pixels of each coarse pixel exist."""
     edges = np.clip(np.arange(start, stop + 1) * factor, 0, size)
     return np.diff(edges)
-
-
-def _block_means(pixels: NDArray[Any], factor: int, present: NDArray[np.int64]) -> NDArray[Any]:
-    """Return means over blocks, shape (c, h, w), of `present` (h, w) pixels each, rounded half up."""
-    c, height, width = pixels.shape
-    wide = np.uint32 if pixels.itemsize == 1 else np.uint64
-    blocks = pixels.reshape(c, height // factor, factor, width // factor, factor)
-    num = np.maximum(present, 1).astype(wide)
-    return ((blocks.sum(axis=(2, 4), dtype=wide) + num // 2) // num).astype(pixels.dtype)
 
 
 # ------------------------------------------------------------------------------------------------------- tissue

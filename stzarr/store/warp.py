@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stzarr.space import Homography, PixelGrid
+from stzarr.store.means import block_means
 from stzarr.store.source import ImageHandle
 
 BlockReader = Callable[[int, int, int, int], NDArray[Any]]
@@ -48,16 +49,6 @@ def halved(block: NDArray[Any]) -> NDArray[Any]:
     sums += 2
     sums >>= 2
     return sums.astype(block.dtype)
-
-
-def block_means(plane: NDArray[Any], factor: int) -> NDArray[Any]:
-    """Return means of factor x factor pixels of one channel, rounded half up; its sides are multiples of `factor`."""
-    if factor == 1:
-        return plane
-    height, width = plane.shape[0] // factor, plane.shape[1] // factor
-    rows = plane.reshape(height, factor, width * factor).sum(axis=1, dtype=np.uint64)
-    sums = rows.reshape(height, width, factor).sum(axis=2)
-    return ((sums + np.uint64(factor**2 // 2)) // np.uint64(factor**2)).astype(plane.dtype)
 
 
 def oversampling(scale: float) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stzarr.errors import StreamError, StzarrError
+from stzarr.store.means import block_means
 from stzarr.store.reader import StoreReader
 from stzarr.stream.split import CellGrid
 
@@ -195,16 +196,6 @@ def _read_image(
             part = pixels[:, round(top) : round(bottom), round(left) : round(right)]
             cut[index] = block_means(part, recipe.factor)
     return cut, pixels.nbytes
-
-
-def block_means(pixels: NDArray[Any], factor: int) -> NDArray[Any]:
-    """Return exact means over factor x factor pixels, rounded half up, shape (c, y / factor, x / factor)."""
-    if factor == 1:
-        return pixels
-    c, height, width = pixels.shape
-    blocks = pixels.reshape(c, height // factor, factor, width // factor, factor)
-    area = factor * factor
-    return ((blocks.sum(axis=(2, 4), dtype=np.uint64) + area // 2) // area).astype(pixels.dtype)
 
 
 def area_resample(pixels: NDArray[Any], y: tuple[float, float], x: tuple[float, float], size_px: int) -> NDArray[Any]:

@@ -194,7 +194,7 @@ def _array_position(
     lattice: Lattice, row: NDArray[np.int32], col: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     if lattice.kind == "bins":
-        return lattice.array(row, col)
+        return lattice.grid(row, col)
     x = lattice.centres_um(row, col)[:, 0]
     return row, np.rint(replace(lattice).array_to_um.inverse()(np.stack([x, x], -1))[:, 0]).astype(np.int32)
 

@@ -12,8 +12,9 @@ from spatialdata.transformations import get_transformation
 
 from stzarr.space import Homography, PixelGrid
 from stzarr.store import layout, raster, warp
+from stzarr.store.means import block_means
 from stzarr.store.source import ImageSource, Source
-from stzarr.store.warp import Warp, block_means, halved, oversampling
+from stzarr.store.warp import Warp, halved, oversampling
 from stzarr.store.writer import WriteOptions, write_store
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from stzarr.space import PixelGrid
 from stzarr.store.counts_reader import CountsTable
+from stzarr.store.means import block_means
 from stzarr.store.reader import ImagePyramid
-from stzarr.stream.fetch import area_resample, block_areas, block_means, block_sums, open_reader, read_patches
+from stzarr.stream.fetch import area_resample, block_areas, block_sums, open_reader, read_patches
 from stzarr.stream.prepare import Request, aligned_level, prepare
 from stzarr.stream.split import CellGrid
 from tests.store.handmade import Made
