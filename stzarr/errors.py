@@ -6,6 +6,7 @@ ST5xx training. A code, once published, keeps its meaning.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from pathlib import PurePath
 
@@ -81,8 +82,20 @@ class StreamError(StzarrError, ValueError):
     """A stream that cannot be planned, divided over ranks, or resumed (ST4xx)."""
 
 
+class MissingPackageError(StzarrError, ImportError):
+    """An optional package that a part needs and that is not installed."""
+
+
 class TrainingError(StzarrError, ValueError):
     """A training run that cannot start, continue or be evaluated (ST5xx)."""
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Whether an error is of the disk or the network (EIO, ENOSPC, ENETDOWN), not of a damaged file: it has an errno.
+
+    EINVAL is the file's: it names an offset that no file can have.
+    """
+    return isinstance(error, OSError) and error.errno not in (None, 0, errno.EINVAL)
 
 
 def listing(values: Iterable[object], limit: int = 8) -> str:

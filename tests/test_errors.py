@@ -13,7 +13,7 @@ from stzarr import errors
 SOURCE = Path(errors.__file__).parent
 CODES = {
     "ST1": "ingest|store|simulate|space",
-    "ST2": "store|demo",
+    "ST2": "store|demo|ingest",
     "ST3": "slide|store|xarray_engine|labelled|lazy|stream",
     "ST4": "stream|bench",
 }

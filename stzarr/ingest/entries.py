@@ -54,13 +54,6 @@ def count_block(
     return CountBlock(barcode.astype(np.int64), gene.astype(np.int32), counts.astype(np.uint64 if wide else np.uint32))
 
 
-def empty_matrix(path: Path) -> IngestError:
-    """Return the error of a matrix without a single count."""
-    return IngestError(
-        "ST136", "the matrix holds no counts", file=path, cure="use the matrix of a finished run, or --counts raw"
-    )
-
-
 def _not_counts(path: Path, what: str) -> IngestError:
     return IngestError(
         "ST134",

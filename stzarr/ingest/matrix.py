@@ -15,10 +15,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from stzarr.errors import IngestError, MissingInputError, listing
-from stzarr.ingest.entries import check_ids, count_block, empty_matrix, integers
+from stzarr.errors import IngestError, MissingInputError, is_of_machine, listing
+from stzarr.ingest.entries import check_ids, count_block, integers
 from stzarr.ingest.mex import MexMatrix
-from stzarr.store.source import CountBlock, Genes
+from stzarr.store.source import CountBlock, Genes, empty_matrix
 
 __all__ = ["MexMatrix", "TenxH5Matrix", "open_matrix"]
 
@@ -63,6 +63,8 @@ class TenxH5Matrix:
         try:
             self._file = h5py.File(path, "r")
         except OSError as error:
+            if is_of_machine(error):
+                raise
             raise _damaged(path, error) from error
         try:
             with _reading(path):
@@ -187,6 +189,8 @@ def _reading(path: Path) -> Iterator[None]:
     except IngestError:
         raise
     except (AttributeError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if is_of_machine(error):
+            raise
         raise _damaged(path, error) from error
 
 

@@ -17,9 +17,9 @@ import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from stzarr.errors import IngestError, MissingInputError
-from stzarr.ingest.entries import check_ids, count_block, empty_matrix
+from stzarr.ingest.entries import check_ids, count_block
 from stzarr.ingest.outs import find_entry
-from stzarr.store.source import CountBlock, Genes
+from stzarr.store.source import CountBlock, Genes, empty_matrix
 
 _BYTES_PER_ENTRY = 12
 """Length of a usual line of ``matrix.mtx``; turns a number of entries into a number of bytes to read."""

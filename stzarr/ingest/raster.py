@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stzarr.errors import IngestError
+from stzarr.errors import StoreError
 from stzarr.store.source import ImageHandle
 
 
@@ -109,8 +109,8 @@ def scratch_array(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
 
     Raises
     ------
-    IngestError
-        ST128: the disk has no room for it.
+    StoreError
+        ST230: the disk has no room for it; what has been written of the store can be continued.
     """
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     handle, name = tempfile.mkstemp(dir=folder, prefix="decoded-", suffix=".raw")
@@ -121,9 +121,9 @@ def scratch_array(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
             os.truncate(handle, max(size, 1))
     except OSError as error:
         Path(name).unlink()
-        raise IngestError(
-            "ST128",
-            f"decoding needs {size / 2**30:.1f} GB of scratch space: {error.strerror}",
+        raise StoreError(
+            "ST230",
+            f"no space for scratch: decoding needs {size / 2**30:.1f} GB: {error.strerror}",
             file=folder,
             cure="free space on that disk, or convert the picture to a tiled TIFF",
         ) from error

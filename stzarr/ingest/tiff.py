@@ -20,7 +20,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from stzarr.errors import IngestError
+from stzarr.errors import IngestError, is_of_machine
 from stzarr.ingest.pixelsize import aperio_mpp, ome_pixels, resolution_mpp
 from stzarr.ingest.raster import Picture, RawPicture, scratch_array
 from stzarr.store.source import ImageHandle
@@ -71,6 +71,8 @@ def open_tiff(path: Path) -> Picture:
         except IngestError:
             raise
         except DAMAGE as error:
+            if is_of_machine(error):
+                raise
             raise _damaged(path, error) from error
         if raw is None:
             opened.pop_all()
@@ -196,6 +198,8 @@ class TiffPicture(Picture):
                 raise ValueError(f"the file ends at byte {self._file_bytes}, segment {index} at {offset + size}")
             decoded, _, shape = self._key.decode(data or None, index, **place.jpeg)
         except DAMAGE as error:
+            if is_of_machine(error):
+                raise
             raise _damaged(self.path, error) from error
         if decoded is None:
             return np.full(shape[1:], self._key.nodata, self.dtype)

@@ -18,7 +18,7 @@ from stzarr.store.anndata_format import array_at, group_at
 from stzarr.store.counts import TileOrder
 from stzarr.store.units import Progress
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError)
 """What Zarr, its codecs and pyarrow raise on damaged metadata or chunks."""
 
 

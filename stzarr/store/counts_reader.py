@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from stzarr.store.reader import StoreReader
 
+_UINT32_MAX = np.iinfo(np.uint32).max
+
 Box = tuple[int, int, int, int]
 """Cells (row0, row1, col0, col1) of the grid, half-open; may leave the grid, where there is nothing."""
 
@@ -145,7 +147,7 @@ class CountsBox:
 def _scatter(
     kept: CountsBox, cell: NDArray[np.int64], num_cells: int, genes: NDArray[np.int64] | None, *, unique: bool
 ) -> NDArray[np.uint32]:
-    """Add entries into (gene, cell); `unique` says that no two entries share a place."""
+    """Add entries into (gene, cell); `unique` says that no two entries share a place. ST309 where 32 bit overflow."""
     cell_of_entry = np.repeat(cell, np.diff(kept.indptr))
     if genes is None:
         num_genes, repeated, slot, data = kept.n_vars, None, kept.indices, kept.data
@@ -157,12 +159,16 @@ def _scatter(
         slot = lookup[kept.indices]
         hit = slot >= 0
         slot, data, cell_of_entry = slot[hit], kept.data[hit], cell_of_entry[hit]
-    out = np.zeros((num_genes, num_cells), np.uint32)
+    small = int(data.sum(dtype=np.uint64)) <= _UINT32_MAX
+    out: NDArray[Any] = np.zeros((num_genes, num_cells), np.uint32 if small else np.uint64)
     place = slot.astype(np.int64) * num_cells + cell_of_entry
     if unique:
         out.reshape(-1)[place] = data
     else:
-        np.add.at(out.reshape(-1), place, data.astype(np.uint32))
+        np.add.at(out.reshape(-1), place, data.astype(out.dtype))
+    if not small and out.max() > _UINT32_MAX:
+        raise SlideError("ST309", f"counts of a bin add up to {out.max()}, beyond 32 bit", cure="ask for smaller bins")
+    out = out.astype(np.uint32, copy=False)
     return out if repeated is None else out[repeated]
 
 
@@ -332,7 +338,7 @@ class CountsTable:
         Raises
         ------
         SlideError
-            ST307: the sides are no multiples of `factor`.
+            ST307: the sides are no multiples of `factor`. ST309: a sum is 2^32 or more.
         """
         _check_box(box, factor)
         return self.read_box(*box).dense(box, genes, factor)

@@ -5,6 +5,8 @@ While it is written, a store has no root ``zarr.json``, so nothing takes it for 
     .stzarr-partial/lock        flock of the one process that writes
     .stzarr-partial/journal     JSON lines: the header, then one line per finished unit or fact, each synced to disk
     .stzarr-partial/scratch/    what writers keep on disk meanwhile; outlives an interruption, so they check it
+
+A store that replaces a finished one is written beside it, in ``.<name>.replacing``, and takes its place when whole.
 """
 
 from __future__ import annotations
@@ -48,15 +50,18 @@ class Journal:
     Parameters
     ----------
     path : Path
-        The store's folder; the caller holds its lock.
+        Folder of the partial store; the caller holds its lock.
+    target : Path
+        Where the store will be: `path` too, or the finished store that it replaces.
     lock : int
         File descriptor that holds the lock.
     lines : sequence of mapping
         What earlier calls noted, the header left out.
     """
 
-    def __init__(self, path: Path, lock: int, lines: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, path: Path, target: Path, lock: int, lines: Sequence[Mapping[str, Any]]) -> None:
         self.path = path
+        self._target = target
         self.scratch = path / WORK_FOLDER / "scratch"
         self.store = DigestStore(LocalStore(path))
         self._finished = {line["unit"] for line in lines if "unit" in line}
@@ -77,7 +82,7 @@ class Journal:
         header : mapping
             All that decides the store's bytes, as JSON values; a partial store with another header is not continued.
         overwrite : bool
-            Whether a finished store, or a partial one of other input, is deleted first.
+            Whether a partial store of other input is deleted first, and a finished store replaced in `finish`.
 
         Raises
         ------
@@ -86,8 +91,12 @@ class Journal:
             writes it. ST213: a partial store of other input or options.
         """
         refuse_existing(path, overwrite=overwrite)
+        target = path.resolve()
+        path = target.with_name(f".{target.name}.replacing") if (target / ROOT_KEY).exists() else target
+        refuse_existing(path, overwrite=overwrite)
         lock = _locked(path / WORK_FOLDER)
         try:
+            _refuse_finished_since(path, overwrite=overwrite)
             digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
             lines = _read_lines(path / WORK_FOLDER / "journal")
             same = bool(lines) and lines[0].get("header") == digest
@@ -102,7 +111,7 @@ class Journal:
                 _clear(path)
                 lines = []
             (path / WORK_FOLDER / "scratch").mkdir(exist_ok=True)
-            journal = cls(path, lock, lines[1:])
+            journal = cls(path, target, lock, lines[1:])
             if not lines:
                 journal._note({"header": digest, "input": dict(header)})
         except BaseException:
@@ -163,6 +172,8 @@ class Journal:
     def finish(self, attributes: Mapping[str, Any]) -> None:
         """Write the manifest and, last, the root metadata with a copy of all others; then remove the work folder.
 
+        A store that this one replaces is moved into the work folder first: it is whole until then.
+
         Parameters
         ----------
         attributes : mapping
@@ -174,8 +185,12 @@ class Journal:
             leftover.unlink()  # zarr's temporary files of a call that was killed
         nodes = [MANIFEST_KEY, *(key for key in manifest if key.endswith("/zarr.json"))]
         write_synced(self.path / ROOT_KEY, group_json(attributes, consolidated=consolidated_metadata(self.path, nodes)))
+        if self.path != self._target:
+            if self._target.exists():  # its owner may have made room
+                self._target.rename(self.path / WORK_FOLDER / "replaced")
+            self.path.rename(self._target)
         self.close()
-        shutil.rmtree(self.path / WORK_FOLDER)
+        shutil.rmtree(self._target / WORK_FOLDER, ignore_errors=True)  # a process that waits may be removing it too
 
     def discard(self) -> None:
         """Delete the partial store."""
@@ -208,6 +223,13 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
             raise StoreError("ST210", "a store is there already", file=path, cure="--overwrite, or another path")
     elif path.exists() and not (path / WORK_FOLDER).is_dir() and not (path.is_dir() and not any(path.iterdir())):
         raise StoreError("ST211", "something that is no store is in the way", file=path, cure="give another path")
+
+
+def _refuse_finished_since(path: Path, *, overwrite: bool) -> None:
+    """Raise ST210 for a store that another process finished before the lock was ours; leave nothing in it."""
+    if (path / ROOT_KEY).exists() and not overwrite:
+        shutil.rmtree(path / WORK_FOLDER, ignore_errors=True)
+        refuse_existing(path, overwrite=False)
 
 
 def _locked(work: Path) -> int:

@@ -46,6 +46,8 @@ TISSUE_UM = 16.0
 
 FRAME = "um"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+_TAKEN = re.compile(r"um|global|(?i:table|square_[\d.]+um)")
+"""Names of coordinate systems, and of tables, which SpatialData compares without case."""
 
 
 def codec(dtype: np.dtype[Any]) -> BloscCodec:
@@ -59,8 +61,17 @@ def block_shape(num: int, chunk: int, shard: int) -> tuple[int, int]:
     return chunk, min(-(-max(num, 1) // chunk) * chunk, shard // chunk * chunk)
 
 
+def is_taken(name: str) -> bool:
+    """Whether a coordinate system or a table can have this name, so that no slide may."""
+    return _TAKEN.fullmatch(name) is not None
+
+
 def check_id(slide_id: str) -> str:
-    """Return the id if it can be part of element names, else raise ST110."""
+    """Return the id if it can be the name of an element and a part of others, else raise ST110."""
+    if is_taken(slide_id):
+        raise IngestError(
+            "ST110", f"the slide id {slide_id!r} has another meaning in a store", cure="--id with another name"
+        )
     if not _ID.match(slide_id) or ".." in slide_id:
         raise IngestError(
             "ST110",

@@ -12,10 +12,12 @@ import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, WrapperStore
+
+if TYPE_CHECKING:
+    from zarr.abc.buffer import Buffer
 
 ROOT_KEY = "zarr.json"
 MANIFEST_KEY = "stzarr/zarr.json"

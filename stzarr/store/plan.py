@@ -42,7 +42,8 @@ class WriteOptions:
     meta : mapping of str to str
         ``--meta donor=D1``.
     overwrite : bool
-        Whether a store that is there may be deleted.
+        Whether a store that is there may be replaced. It stays as it is until the new one is whole, in the hidden
+        folder ``.<name>.replacing`` beside it, so the disk must hold both.
     threads : int
         Units written at a time. The bytes do not depend on it.
     """
@@ -69,6 +70,8 @@ class StorePlan:
     counts : tuple of CountsSource
     tissue : PixelGrid
         Cells of the tissue map.
+    warnings : tuple of str
+        The source's.
     """
 
     id: str
@@ -78,6 +81,7 @@ class StorePlan:
     pictures: tuple[ImagePlan, ...]
     counts: tuple[CountsSource, ...]
     tissue: PixelGrid
+    warnings: tuple[str, ...] = ()
 
     @property
     def estimated_bytes(self) -> int:
@@ -108,6 +112,7 @@ class StorePlan:
             },
             "tissue": dict(vars(self.tissue)),
             "estimated_bytes": self.estimated_bytes,
+            "warnings": list(self.warnings),
         }
 
     def __str__(self) -> str:
@@ -132,6 +137,7 @@ class StorePlan:
                 f"{counts.matrix.num_nonzero} non-zeros"
             )
         lines.append(f"store    about {self.estimated_bytes / 1e6:.0f} MB")
+        lines += [f"warning  {text}" for text in self.warnings]
         return "\n".join(lines)
 
 
@@ -154,7 +160,7 @@ def plan_store(source: Source, options: WriteOptions) -> StorePlan:
         math.ceil(round((area[3] - area[1]) / layout.TISSUE_UM, 6)),
     )
     pictures = _pictures(source, options, area)
-    return StorePlan(source.id, source.assay, source.frame, area, pictures, source.counts, tissue)
+    return StorePlan(source.id, source.assay, source.frame, area, pictures, source.counts, tissue, source.warnings)
 
 
 def _area_um(source: Source) -> Bounds:

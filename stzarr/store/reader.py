@@ -21,6 +21,9 @@ from stzarr.store.counts_reader import CountsTable
 from stzarr.store.layout import LAYOUT_VERSION
 from stzarr.store.means import block_means
 
+_MISSHAPEN = (AttributeError, LookupError, TypeError, ValueError)
+"""What reading JSON of another shape than ours raises."""
+
 
 class StoreReader:
     """An opened store.
@@ -56,14 +59,17 @@ class StoreReader:
         self._arrays: dict[str, zarr.Array] = {}
         attrs = _checked_attrs(self._group, self.path)
         self.attrs = attrs
-        self.id: str = attrs["id"]
-        self.assay: str = attrs["assay"]
-        self.frame = Frame.from_json(attrs["frame"])
-        x0, y0, x1, y1 = attrs["area_um"]
-        self.area_um: Bounds = (x0, y0, x1, y1)
-        self.images = {name: ImagePyramid(self, name, fields) for name, fields in attrs["images"].items()}
-        self.tables = {name: CountsTable(self, name, fields) for name, fields in attrs["tables"].items()}
-        self.tissue = TissueMap(self, attrs["tissue"]) if attrs["tissue"] else None
+        try:
+            self.id: str = attrs["id"]
+            self.assay: str = attrs["assay"]
+            self.frame = Frame.from_json(attrs["frame"])
+            x0, y0, x1, y1 = attrs["area_um"]
+            self.area_um: Bounds = (x0, y0, x1, y1)
+            self.images = {name: ImagePyramid(self, name, fields) for name, fields in attrs["images"].items()}
+            self.tables = {name: CountsTable(self, name, fields) for name, fields in attrs["tables"].items()}
+            self.tissue = TissueMap(self, attrs["tissue"]) if attrs["tissue"] else None
+        except _MISSHAPEN as error:
+            raise _damaged_root(self.path, error) from error
 
     def __repr__(self) -> str:
         return f"StoreReader({str(self.path)!r})"
@@ -153,8 +159,13 @@ def _open_root(path: Path) -> zarr.Group:
         )
     try:
         return zarr.open_group(path, mode="r", zarr_format=3)
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-        raise StoreError("ST204", f"the root metadata cannot be read: {error}", file=path / "zarr.json") from error
+    except (*_MISSHAPEN, FileNotFoundError) as error:
+        raise _damaged_root(path, error) from error
+
+
+def _damaged_root(path: Path, error: Exception) -> StoreError:
+    what = f"the root metadata cannot be read: {type(error).__name__}: {error}"
+    return StoreError("ST204", what, file=path / "zarr.json", cure="copy the store again, or ingest again")
 
 
 def _checked_attrs(group: zarr.Group, path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stzarr.errors import IngestError
 from stzarr.space import Frame, Homography, Lattice
 
 
@@ -95,6 +96,13 @@ class MatrixHandle(Protocol):
     def close(self) -> None:
         """Release the file."""
         ...
+
+
+def empty_matrix(path: Path) -> IngestError:
+    """Return the error of a matrix without a single count."""
+    return IngestError(
+        "ST136", "the matrix holds no counts", file=path, cure="use the matrix of a finished run, or --counts raw"
+    )
 
 
 @dataclass(frozen=True)

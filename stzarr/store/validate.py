@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import warnings
@@ -33,9 +34,11 @@ _CURES = {
     "ST257": "stzarr ingest with --overwrite",
     "ST258": "stzarr ingest with --overwrite",
     "ST259": "compare the versions in `stzarr env` with those in constraints.txt",
+    "ST260": "rename the element that was added; for the slide's own, stzarr ingest with --overwrite and another --id",
 }
 
-_CONTAINERS = frozenset(f"{kind}/zarr.json" for kind in ("images", "labels", "points", "shapes", "tables"))
+_KINDS = ("images", "labels", "points", "shapes", "tables")
+_CONTAINERS = frozenset(f"{kind}/zarr.json" for kind in _KINDS)
 """Metadata that others rewrite when they add elements."""
 
 
@@ -48,7 +51,8 @@ class Finding:
     code : str
         ST250 a file or element is missing, ST251 it has another size, ST252 other bytes, ST253 it cannot be read,
         ST254 the root's copy of the metadata is stale, ST255 attributes, ST256 shapes or indexes, ST257 sums of
-        counts, ST258 a region that does not hold each row of its table once, ST259 SpatialData cannot open it.
+        counts, ST258 a region that does not hold each row of its table once, ST259 SpatialData cannot open it, ST260
+        a name that several elements have.
     file : str
         Path inside the store.
     what : str
@@ -99,7 +103,7 @@ def validate(path: str | Path, *, deep: bool = False, progress: Progress | None 
         if damaged.isdisjoint(element.paths):
             problems += _content_problems(root, element, progress)
     if deep and not problems:
-        problems += _foreign_problems(reader.path, list(reader.tables))
+        problems += [*_repeated_names(reader.path), *_foreign_problems(reader.path, list(reader.tables))]
     return [_finding(problem) for problem in problems]
 
 
@@ -169,27 +173,33 @@ def _file_problem(path: Path, key: str, entry: Entry, deep: bool) -> Iterator[Pr
     elif not is_metadata and file.stat().st_size != size:
         yield Problem("ST251", key, f"the file has {file.stat().st_size} bytes where {size} were written")
     elif is_metadata and _json(file) is None:
-        yield Problem("ST253", key, "the metadata is not JSON")
+        yield Problem("ST253", key, "the metadata is not a JSON object")
     elif deep and key not in _CONTAINERS and digest_of(file)[1] != digest:
         yield Problem("ST252", key, "the file's content is not what was written (sha256)")
 
 
-def _json(file: Path) -> Any:
+def _json(file: Path) -> dict[str, Any] | None:
+    """Return the object that a file holds, or None if it holds anything else."""
     try:
-        return json.loads(file.read_bytes())
+        return _object(json.loads(file.read_bytes()))
     except ValueError:
         return None
 
 
+def _object(value: Any) -> dict[str, Any] | None:
+    return value if isinstance(value, dict) else None
+
+
 def _stale_copies(path: Path, manifest: dict[str, Entry]) -> Iterator[Problem]:
     """Compare the metadata that the root holds copies of with that of our elements; a root without copies is fine."""
-    copies = json.loads((path / ROOT_KEY).read_bytes()).get("consolidated_metadata", {}).get("metadata", {})
+    consolidated = _object((_json(path / ROOT_KEY) or {}).get("consolidated_metadata")) or {}
+    copies = _object(consolidated.get("metadata")) or {}
     for key in sorted(manifest.keys() - _CONTAINERS):
         name = key.removesuffix("/zarr.json")
         if name == key or not copies or not (path / key).is_file():
             continue
         node = _json(path / key)
-        copy = copies.get(name, {})
+        copy = _object(copies.get(name)) or {}
         if node is not None and any(
             copy.get(field) != node[field] for field in node if field != "consolidated_metadata"
         ):
@@ -197,6 +207,29 @@ def _stale_copies(path: Path, manifest: dict[str, Entry]) -> Iterator[Problem]:
 
 
 # -------------------------------------------------------------------------------------------------- other software
+
+
+def _repeated_names(path: Path) -> Iterator[Problem]:
+    """Find element names that occur twice, whatever their kind: SpatialData compares them without case."""
+    first: dict[str, str] = {}
+    for kind in _KINDS:
+        for node in sorted((path / kind).glob("*/zarr.json")):
+            element = f"{kind}/{node.parent.name}"
+            other = first.setdefault(node.parent.name.casefold(), element)
+            if other != element:
+                yield Problem("ST260", element, f"another element has its name: {other}")
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep the warnings of a logger back."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _foreign_problems(path: Path, tables: list[str]) -> Iterator[Problem]:
@@ -207,7 +240,7 @@ def _foreign_problems(path: Path, tables: list[str]) -> Iterator[Problem]:
     except ImportError as error:
         _log.warning("not opened with spatialdata: %s", error)
         return
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet("ome_zarr"):  # it logs "no parent found" for labels without a picture
         warnings.simplefilter("ignore")  # theirs about numbers as names, and about their own dependencies
         try:
             spatialdata.read_zarr(path, selection=("images", "labels", "shapes"))

@@ -24,7 +24,7 @@ from stzarr.store.manifest import digest_of
 from stzarr.store.plan import StorePlan, WriteOptions, plan_store
 from stzarr.store.raster import write_image
 from stzarr.store.regions import write_region
-from stzarr.store.source import Source
+from stzarr.store.source import Source, empty_matrix
 from stzarr.store.units import Progress, Unit
 
 __all__ = ["Progress", "StorePlan", "WriteOptions", "plan_store", "write_store"]
@@ -58,13 +58,17 @@ def write_store(
     Raises
     ------
     IngestError
-        The input turned out to be bad; what was written is deleted.
+        The input turned out to be bad; what was written is deleted, and a store that it was to replace stays.
     StoreError
-        ST210-ST213: something is in the way, see `Journal.open`. ST220: see `plan_store`.
+        ST210-ST213: something is in the way, see `Journal.open`. ST220, ST221: see `plan_store`. ST230: no space for
+        decoding; what was written stays, as it does when the system raises an OSError.
     """
     options = options or WriteOptions()
     refuse_existing(path, overwrite=options.overwrite)
     plan = plan_store(source, options)
+    for counts in source.counts:
+        if counts.matrix.num_nonzero == 0:  # nothing is touched, not even what would be overwritten
+            raise empty_matrix(counts.matrix.path)
     journal = Journal.open(path, _header(source, options), overwrite=options.overwrite)
     try:
         with _one_opencv_thread():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stzarr.errors import IngestError, MissingInputError
+from stzarr.errors import IngestError, MissingInputError, StoreError
 from stzarr.ingest import raster
 from stzarr.ingest.image import is_image, open_image
 
@@ -117,9 +117,9 @@ def test_a_full_disk_is_an_error_with_a_code(tmp_path: Path, monkeypatch: pytest
     path.write_bytes(imagecodecs.png_encode(RGB))
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    with pytest.raises(IngestError, match="No space left") as error:
+    with pytest.raises(StoreError, match="No space left") as error:
         open_image(path).decoded(scratch)
-    assert error.value.code == "ST128"
+    assert error.value.code == "ST230"
     assert list(scratch.iterdir()) == []
 
 

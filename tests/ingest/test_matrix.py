@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import h5py
@@ -166,6 +167,25 @@ def test_truncated_foreign_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(IngestError, match="hg19, mm10") as error:
         open_matrix(small.write_h5_v2(tmp_path / "two.h5", COUNTS, BARCODES, ("hg19", "mm10")))
     assert error.value.code == "ST131"
+
+
+def test_errors_of_the_disk_are_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small.write_h5(tmp_path / "m.h5", COUNTS, BARCODES)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    matrix = TenxH5Matrix(path)
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", fail)
+    for reading in (matrix.nonzero_per_barcode, lambda: list(matrix.blocks()), lambda: list(matrix.barcodes())):
+        with pytest.raises(OSError, match="Input/output") as error:
+            reading()
+        assert type(error.value) is OSError
+    matrix.close()
+    monkeypatch.setattr(h5py, "File", fail)
+    with pytest.raises(OSError, match="Input/output") as error:
+        TenxH5Matrix(path)
+    assert type(error.value) is OSError
 
 
 def test_a_missing_array_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -118,6 +119,38 @@ def test_only_touched_tiles_are_decoded_and_the_cache_is_bounded(
     assert picture._cached_bytes <= tiff.SEGMENT_CACHE_BYTES
     assert picture._cached_bytes == sum(segment.nbytes for segment in picture._cache.values())
     picture.close()
+
+
+def test_errors_of_the_disk_are_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.tif"
+    write(path, ("uint8", "rgb", "contig", (32, 48), "zlib", "<"))
+
+    class Failing:
+        def seek(self, offset: int) -> None:
+            raise OSError(number, "as the system says")
+
+        def close(self) -> None:
+            pass
+
+    with closing(open_image(path)) as picture:
+        picture._file.close()
+        picture._file = Failing()
+        number = errno.EIO
+        with pytest.raises(OSError, match="as the system says") as error:
+            picture.read(0, 10, 0, 10)
+        assert type(error.value) is OSError
+        number = errno.EINVAL  # an offset beyond what the system can seek to
+        with pytest.raises(IngestError, match="damaged") as damaged:
+            picture.read(0, 10, 0, 10)
+        assert damaged.value.code == "ST127"
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENETDOWN, "network is down")
+
+    monkeypatch.setattr(tiff.tifffile, "TiffFile", fail)
+    with pytest.raises(OSError, match="network is down") as error:
+        tiff.open_tiff(path)
+    assert error.value.errno == errno.ENETDOWN
 
 
 def test_threads_read_the_same(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stzarr.errors import GeneError, SlideError, StoreError
-from stzarr.store.counts_reader import CountsTable
+from stzarr.store.counts_reader import CountsBox, CountsTable
 from stzarr.store.reader import StoreReader
 from tests.store.handmade import GENE_IDS, SYMBOLS, Made, bins_store, spots_store
 
@@ -85,6 +85,36 @@ def test_damaged_json_and_missing_array(bins: Made, tmp_path: Path) -> None:
         StoreReader(tmp_path)
     with pytest.raises(StoreError, match=r"ST204.*no array 'tables/none'"):
         StoreReader(bins.path).array("tables/none")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frame": {}},
+        {"area_um": [0, 1]},
+        {"area_um": None},
+        {"images": []},
+        {"images": {"hd1_image_um": {"frame": "um"}}},
+        {"tables": {"square_002um": None}},
+        {"tables": {"square_002um": {"lattice": {"kind": "hexagons"}}}},
+        {"tissue": {"grid": {"mpp": 16.0}}},
+    ],
+)
+def test_metadata_of_another_shape(bins: Made, tmp_path: Path, change: dict[str, object]) -> None:
+    metadata = json.loads((bins.path / "zarr.json").read_text())
+    metadata["attributes"]["stzarr"] |= change
+    (tmp_path / "zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(StoreError) as error:
+        StoreReader(tmp_path)
+    assert error.value.code == "ST204"
+    assert error.value.file == str(tmp_path / "zarr.json")
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", "3", '{"zarr_format": 3, "node_type": "group", "attributes": [1]}'])
+def test_root_metadata_that_is_no_group(tmp_path: Path, text: str) -> None:
+    (tmp_path / "zarr.json").write_text(text)
+    with pytest.raises(StoreError, match=r"ST20[14]"):
+        StoreReader(tmp_path)
 
 
 def test_everything_survives_pickling(bins: Made) -> None:
@@ -212,6 +242,17 @@ def test_part_of_a_box_that_was_read_once(bins: Made) -> None:
         part, expected = block.dense((r, r + 20, c, c + 20), factor=5), table.dense((r, r + 20, c, c + 20), factor=5)
         np.testing.assert_array_equal(part[0], expected[0])
         np.testing.assert_array_equal(part[1], expected[1])
+
+
+def test_sums_beyond_32_bit_are_refused_and_large_ones_exact() -> None:
+    one = np.zeros(2, np.int32)
+    box = CountsBox(
+        np.arange(2), one, np.int32([0, 1]), one == 0, np.arange(3), one, np.uint32([2**32 - 1, 2**31]), n_vars=1
+    )
+    assert box.dense((0, 1, 0, 2))[0].tolist() == [[[2**32 - 1, 2**31]]]
+    assert box.dense((0, 1, 0, 2))[0].dtype == np.uint32
+    with pytest.raises(SlideError, match="ST309"):
+        box.dense((0, 2, 0, 2), factor=2)
 
 
 def test_uneven_box_is_refused(bins: Made) -> None:

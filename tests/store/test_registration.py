@@ -22,7 +22,8 @@ def found_um(pixels: np.ndarray, grid: PixelGrid, where_um: np.ndarray, reach_um
     dark = pixels.max() - pixels.astype(np.float64).mean(axis=0)
     found = []
     for x, y in where_um:
-        r0, r1, c0, c1 = grid.window((x - reach_um, y - reach_um, x + reach_um, y + reach_um))
+        left, top = (grid.centres_to_um.inverse()((x - reach_um, y - reach_um))).round().astype(int)
+        r0, r1, c0, c1 = top, top + round(2 * reach_um / grid.mpp), left, left + round(2 * reach_um / grid.mpp)
         part = dark[r0:r1, c0:c1] - np.median(dark[r0:r1, c0:c1])
         part = np.where(part > 0.2 * part.max(), part, 0)
         rows, cols = np.mgrid[r0:r1, c0:c1]

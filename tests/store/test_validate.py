@@ -104,6 +104,37 @@ def test_metadata_that_is_no_json(copied):
     assert found(store) == [("ST253", "tables/table/X/zarr.json")]
 
 
+@pytest.mark.parametrize("text", ["[1]", "null", '"x"'])
+def test_metadata_that_is_no_object(text, copied):
+    store = copied("bins")
+    (store / "labels" / "s1_square_002um_labels" / "zarr.json").write_text(text)
+    assert found(store) == [("ST253", "labels/s1_square_002um_labels/zarr.json")]
+
+
+@pytest.mark.parametrize("value", [None, {"kind": "inline", "must_understand": False, "metadata": {}}])
+def test_a_root_without_copies_of_metadata(value, copied):
+    store = copied("bins")
+    root = json.loads((store / "zarr.json").read_text())
+    root["consolidated_metadata"] = value
+    (store / "zarr.json").write_text(json.dumps(root))
+    assert found(store) == []
+
+
+def test_attributes_of_another_shape(copied):
+    store = copied("bins")
+    rewrite(
+        store, "labels/s1_square_002um_labels", lambda attrs: attrs.update(ome={"version": "0.5", "multiscales": 1})
+    )
+    assert ("ST253", "labels/s1_square_002um_labels") in found(store)
+
+
+def test_a_name_that_two_elements_have(copied):
+    store = copied("spots")
+    shutil.copytree(store / "images" / "s1_image_um", store / "images" / "S1")
+    assert ("ST260", "shapes/s1") in found(store, deep=True)
+    assert found(store) == []
+
+
 def test_a_stale_copy_of_metadata(copied):
     store = copied("bins")
     node = store / "labels" / "s1_square_002um_labels" / "zarr.json"
@@ -230,6 +261,11 @@ def test_what_is_no_finished_store_raises(harm, code, copied):
 def test_findings_say_what_to_do():
     finding = Finding("ST250", "tables/a/X/data/c/0", "the file is missing", "copy it")
     assert str(finding) == "ST250: the file is missing\n  file: tables/a/X/data/c/0\n  try:  copy it"
+
+
+def test_deep_is_quiet_about_labels_without_a_picture(stores, caplog):
+    assert validate(stores["bins"], deep=True) == []
+    assert caplog.text == ""
 
 
 def test_deep_says_what_it_could_not_open(stores, monkeypatch, caplog):

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
-from counts_samples import bins
+from counts_samples import MemoryMatrix, bins, genes_of
 from pictures import MemoryPicture, bin_slide, noise, plain_slide, turned
 
 from stzarr.errors import IngestError, StoreError
+from stzarr.store import journal as journals
 from stzarr.store import layout
 from stzarr.store.journal import WORK_FOLDER, Journal
 from stzarr.store.source import Source
@@ -193,6 +197,96 @@ def test_an_existing_store_is_refused_unless_overwritten(tmp_path):
     assert (store / "images/p1_full_image").is_dir()
 
 
+def test_a_store_that_another_process_finishes_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    path, lock = tmp_path / "s.zarr", journals._locked
+
+    def late(work: Path) -> int:
+        monkeypatch.setattr(journals, "_locked", lock)
+        write_store(small(tmp_path), path)
+        return lock(work)
+
+    monkeypatch.setattr(journals, "_locked", late)
+    with pytest.raises(StoreError) as caught:
+        write_store(small(tmp_path), path, WriteOptions(image_mpp=1.0))
+    assert caught.value.code == "ST210"
+    assert zarr.open_array(path / "images/p1_image_um/s0/image", mode="r").shape == (3, 60, 70)
+    assert not (path / WORK_FOLDER).exists()
+
+
+def broken(source: Source, error: Exception) -> Source:
+    """Let the pixels of a source raise."""
+
+    def read(*box: int) -> np.ndarray:
+        raise error
+
+    source.images[0].handle.read = read
+    return source
+
+
+def test_the_old_store_outlives_an_overwrite_that_fails(tmp_path):
+    store = write_store(small(tmp_path), tmp_path / "s.zarr")
+    before = files_of(store)
+    with pytest.raises(IngestError):
+        write_store(broken(small(tmp_path), IngestError("ST127", "damaged")), store, WriteOptions(overwrite=True))
+    assert files_of(store) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tif", "s.zarr"}
+
+
+def test_an_overwrite_that_was_cut_off_continues(tmp_path, monkeypatch):
+    options = WriteOptions(image_mpp=1.0, overwrite=True)
+    source, store = small(tmp_path), write_store(small(tmp_path), tmp_path / "s.zarr")
+    before = files_of(store)
+    unfinished(source, store, options)
+    assert files_of(store) == before
+    partial = (tmp_path / ".s.zarr.replacing" / WORK_FOLDER / "journal").read_text()
+    run: list[str] = []
+    commit = Journal._commit
+    monkeypatch.setattr(Journal, "_commit", lambda self, unit: (run.append(unit), commit(self, unit)))
+    write_store(source, store, options)
+    done = {line["unit"] for line in map(json.loads, partial.splitlines()) if "unit" in line}
+    assert done
+    assert run
+    assert done.isdisjoint(run)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tif", "s.zarr"}
+    assert not (store / WORK_FOLDER).exists()
+    assert zarr.open_array(store / "images/p1_image_um/s0/image", mode="r").shape == (3, 30, 35)
+
+
+def test_the_old_store_may_go_while_it_is_replaced(tmp_path):
+    store = write_store(small(tmp_path), tmp_path / "s.zarr")
+
+    def remove(stage: str, done: int, total: int) -> None:
+        shutil.rmtree(store, ignore_errors=True)
+
+    write_store(small(tmp_path), store, WriteOptions(overwrite=True), progress=remove)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tif", "s.zarr"}
+    assert zarr.open_array(store / "images/p1_image_um/s0/image", mode="r").shape == (3, 60, 70)
+
+
+def test_an_overwrite_through_a_link_replaces_what_it_points_to(tmp_path):
+    store = write_store(small(tmp_path), tmp_path / "s.zarr")
+    (tmp_path / "link").symlink_to(store)
+    write_store(small(tmp_path), tmp_path / "link", WriteOptions(image_mpp=1.0, overwrite=True))
+    assert (tmp_path / "link").is_symlink()
+    assert zarr.open_array(store / "images/p1_image_um/s0/image", mode="r").shape == (3, 30, 35)
+
+
+def test_a_matrix_without_entries_is_refused_before_anything_is_touched(tmp_path):
+    source = slide(tmp_path)
+    nothing = MemoryMatrix([], [], np.zeros(0, np.uint32), source.counts[0].matrix.num_barcodes, genes_of(3))
+    with pytest.raises(IngestError) as caught:
+        write_store(replace(source, counts=(replace(source.counts[0], matrix=nothing),)), tmp_path / "s.zarr")
+    assert caught.value.code == "ST136"
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_an_error_of_the_disk_keeps_what_was_written(tmp_path):
+    source = broken(small(tmp_path), OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(OSError, match="Input/output"):
+        write_store(source, tmp_path / "s.zarr")
+    assert (tmp_path / "s.zarr" / WORK_FOLDER / "journal").is_file()
+
+
 def test_a_folder_that_is_no_store_is_never_overwritten(tmp_path):
     folder = tmp_path / "thesis"
     folder.mkdir()
@@ -255,12 +349,7 @@ def test_two_processes_do_not_write_one_store(tmp_path):
 
 
 def test_bad_input_leaves_nothing(tmp_path):
-    source = small(tmp_path)
-
-    def broken(*box: int) -> np.ndarray:
-        raise IngestError("ST127", "a tile is damaged", file=source.files[0])
-
-    source.images[0].handle.read = broken
+    source = broken(small(tmp_path), IngestError("ST127", "a tile is damaged"))
     with pytest.raises(IngestError, match="damaged"):
         write_store(source, tmp_path / "s.zarr", WriteOptions(threads=2))
     assert not (tmp_path / "s.zarr").exists()
