@@ -9,13 +9,17 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from stzarr import __version__
 from stzarr.console import ProgressBar, say
 from stzarr.errors import StzarrError
+
+if TYPE_CHECKING:
+    from stzarr.slide import Slide
 
 DONE, FINDINGS, FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -28,12 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StzarrError as error:
         say(str(error))
     except KeyboardInterrupt:
-        say("interrupted; the same command continues where this one stopped")
+        say("interrupted" + ("; the same command continues where this one stopped" if args.run is _ingest else ""))
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         say(f"OSError [ST601]: {error.strerror or error}\n  file: {error.filename}\n  try:  mend that, then run again")
+    except Exception:  # a fault of ours; Python's own exit status 1 would mean findings
+        traceback.print_exc()
     return FAILED
 
 
@@ -42,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ingest(args: argparse.Namespace) -> int:
     from stzarr.ingest import ReadOptions, ingest, plan
+    from stzarr.slide import open as open_slide
     from stzarr.store.writer import WriteOptions
 
     read = ReadOptions(
@@ -65,17 +72,19 @@ def _ingest(args: argparse.Namespace) -> int:
         return DONE
     with ProgressBar(quiet=args.quiet) as progress:
         store = ingest(args.source, args.store, read=read, write=write, reader=args.reader, progress=progress)
-    return _show(store, args)
+    slide = open_slide(store)
+    for warning in slide.reader.attrs.get("warnings", ()):
+        say(f"warning: {warning}", quiet=args.quiet)
+    return _show(slide, args)
 
 
 def _info(args: argparse.Namespace) -> int:
-    return _show(args.store, args)
-
-
-def _show(store: str | Path, args: argparse.Namespace) -> int:
     from stzarr.slide import open as open_slide
 
-    slide = open_slide(store)
+    return _show(open_slide(args.store), args)
+
+
+def _show(slide: Slide, args: argparse.Namespace) -> int:
     print(json.dumps(slide.reader.attrs, indent=2) if args.json else slide)
     return DONE
 
@@ -97,11 +106,10 @@ def _validate(args: argparse.Namespace) -> int:
 def _simulate(args: argparse.Namespace) -> int:
     from stzarr.simulate import simulate
 
-    width, height = (args.size_um * 2)[:2]
     with ProgressBar(quiet=args.quiet) as progress:
         image = simulate(
             args.out,
-            size_um=(width, height),
+            size_um=(args.size_um[0], args.size_um[-1]),
             seed=args.seed,
             num_genes=args.genes,
             bins_um=tuple(args.bin_um),
@@ -166,10 +174,30 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
+
+
+def _positive_int(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+class _OneOrTwo(argparse.Action):
+    """Takes one value or two; argparse itself only counts to a fixed number."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if len(values) > 2:
+            raise argparse.ArgumentError(self, f"takes one or two values, not {len(values)}")
+        setattr(namespace, self.dest, values)
 
 
 class _Verbs:
@@ -237,7 +265,9 @@ def _add_ingest(verbs: _Verbs) -> None:
     how.add_argument("--meta", type=_pair, action="append", default=[], metavar="KEY=VALUE", help="donor=D1 ...")
     how.add_argument("--mpp", type=_positive, metavar="UM", help="pixel size of the registered picture")
     how.add_argument("--image-frame", choices=["um", "native", "both"], default="um", help="registered, as is, or both")
-    how.add_argument("--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="default: all cores")
+    how.add_argument(
+        "--threads", type=_positive_int, default=os.cpu_count() or 1, metavar="N", help="default: all cores"
+    )
     how.add_argument("--overwrite", action="store_true", help="replace the store")
     how.add_argument("--dry-run", action="store_true", help="print geometry and plan, write nothing")
 
@@ -245,7 +275,9 @@ def _add_ingest(verbs: _Verbs) -> None:
 def _add_simulate(verbs: _Verbs) -> None:
     verb = verbs.add("simulate", _simulate, "write a simulated Visium HD run, marked as simulated")
     verb.add_argument("out", metavar="OUT", type=Path, help="the outs/ folder to write")
-    verb.add_argument("--size-um", type=_positive, nargs="+", default=[1000.0], metavar="UM", help="width [height]")
+    verb.add_argument(
+        "--size-um", type=_positive, nargs="+", action=_OneOrTwo, default=[1000.0], metavar="UM", help="width [height]"
+    )
     verb.add_argument("--seed", type=int, default=0)
     verb.add_argument("--genes", type=int, default=500, metavar="N")
     verb.add_argument("--bin-um", type=_positive, nargs="+", default=[2.0, 8.0, 16.0], metavar="UM")

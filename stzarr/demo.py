@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 from stzarr.errors import StoreError
 from stzarr.ingest import ReadOptions, ingest
+from stzarr.ingest.readers import slide_id
 from stzarr.slide import Slide
 from stzarr.slide import open as open_slide
 from stzarr.store.validate import validate
-from stzarr.store.writer import Progress, WriteOptions
+from stzarr.store.writer import Progress
 
 SIMULATED_SIZE_UM = (2400.0, 2400.0)
 SIMULATED_GENES = 200
@@ -41,32 +43,26 @@ def demo(
     Parameters
     ----------
     folder : Path
-        Where the store goes, and the simulated run where none is given.
+        Where the store goes, and the simulated run where none is given. A store that an earlier call made from the
+        same input is kept.
     outs, image : Path, optional
         A Space Ranger run and its full-resolution picture.
 
     Raises
     ------
     StoreError
-        ST240: the store that was just written does not pass its own validation.
+        ST240: the store does not pass its own validation. ST241: a store of other input is in `folder`.
     """
     steps: dict[str, str] = {}
     folder.mkdir(parents=True, exist_ok=True)
     if outs is None:
         outs = folder / "simulated_outs"
         image = _simulated(outs, steps, progress)
-    start = time.perf_counter()
-    written = ingest(
-        outs,
-        folder / "slide.zarr",
-        read=ReadOptions(id=None, image=image),
-        write=WriteOptions(overwrite=True),
-        progress=progress,
-    )
-    steps["ingest"] = f"{outs} in {time.perf_counter() - start:.1f} s"
+    written = _ingested(outs, image, folder / "slide.zarr", steps, progress)
     findings = validate(written, deep=True, progress=progress)
     if findings:
-        raise StoreError("ST240", f"the new store has {len(findings)} findings: {findings[0]}", file=written)
+        what = f"the store has {len(findings)} findings: {findings[0]}"
+        raise StoreError("ST240", what, file=written, cure="delete it and run the demo again")
     steps["validate"] = "no findings (--deep)"
     slide = open_slide(written)
     steps["slice"] = _slice(slide)
@@ -86,6 +82,25 @@ def _simulated(outs: Path, steps: dict[str, str], progress: Progress | None) -> 
     image = simulate(outs, size_um=SIMULATED_SIZE_UM, num_genes=SIMULATED_GENES, progress=progress)
     steps["simulate"] = f"{outs} in {time.perf_counter() - start:.1f} s"
     return image
+
+
+def _ingested(outs: Path, image: Path | None, store: Path, steps: dict[str, str], progress: Progress | None) -> Path:
+    """Write the store, or take the one that an earlier demo made here from the same input, as ``demo.json`` says."""
+    name = slide_id(outs)
+    given = {"id": name, "outs": str(outs.resolve()), "image": None if image is None else str(image.resolve())}
+    note, text = store.with_name("demo.json"), json.dumps(given, indent=2)
+    if (store / "zarr.json").exists():
+        same = note.exists() and note.read_text() == text and open_slide(store).id == name
+        if not same:
+            what = f"the store there was not made from {outs}" + ("" if image is None else f" and {image}")
+            raise StoreError("ST241", what, file=store, cure="name another folder: stzarr demo FOLDER")
+        steps["ingest"] = f"{store} is there already"
+        return store
+    note.write_text(text)
+    start = time.perf_counter()
+    ingest(outs, store, read=ReadOptions(id=name, image=image), progress=progress)
+    steps["ingest"] = f"{outs} in {time.perf_counter() - start:.1f} s"
+    return store
 
 
 def _slice(slide: Slide) -> str:

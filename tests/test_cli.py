@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,10 +37,81 @@ def test_missing_input_is_a_clear_error(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "s.zarr").exists()
 
 
-def test_unknown_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["ingest", "a", "b", "--bin-um", "-3"], "--bin-um: '-3' is not a positive number"),
+        (["ingest", "a", "b", "--mpp", "half"], "--mpp: 'half' is not a positive number"),
+        (["ingest", "a", "b", "--mpp", "nan"], "--mpp: 'nan' is not a positive number"),
+        (["ingest", "a", "b", "--threads", "0"], "--threads: '0' is not a positive whole number"),
+        (["ingest", "a", "b", "--threads", "1.5"], "--threads: '1.5' is not a positive whole number"),
+        (["simulate", "a", "--size-um", "1", "2", "3"], "--size-um: takes one or two values, not 3"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str], command: list[str], told: str) -> None:
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["ingest", "a", "b", "--bin-um", "-3"])
-    assert "positive" in capsys.readouterr().err
+        cli.main(command)
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("sizes", "wanted"), [(["300"], (300.0, 300.0)), (["300", "200"], (300.0, 200.0))])
+def test_the_size_of_a_simulation(monkeypatch: pytest.MonkeyPatch, sizes: list[str], wanted: tuple) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("stzarr.simulate.simulate", lambda out, **options: asked.update(options))
+    assert cli.main(["simulate", "outs", "--size-um", *sizes]) == 0
+    assert asked["size_um"] == wanted
+
+
+def _raises(error: BaseException) -> Callable[..., None]:
+    def call(*_: object, **__: object) -> None:
+        raise error
+
+    return call
+
+
+def test_an_interruption_says_whether_the_command_continues(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stzarr.ingest.ingest", _raises(KeyboardInterrupt()))
+    monkeypatch.setattr("stzarr.store.validate.validate", _raises(KeyboardInterrupt()))
+    assert cli.main(["ingest", "a", "b"]) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    assert cli.main(["validate", "b"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_fault_of_ours_is_a_traceback_and_no_finding(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stzarr.store.validate.validate", _raises(RuntimeError("unforeseen")))
+    assert cli.main(["validate", "b"]) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert "Traceback" in streams.err
+    assert "RuntimeError: unforeseen" in streams.err
+
+
+def test_warnings_of_an_ingest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outs = tmp_path / "outs"
+    assert cli.main(["simulate", str(outs), "--size-um", "240", "--genes", "30", "-q"]) == 0
+    capsys.readouterr()
+    command = ["ingest", str(outs), str(tmp_path / "s.zarr"), "--threads", "1"]
+    assert cli.main([*command, "--dry-run"]) == 0
+    streams = capsys.readouterr()
+    assert "warning  no --image: the best picture is tissue_hires_image.png" in streams.out
+    assert cli.main([*command, "--dry-run", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["warnings"]
+
+    assert cli.main(command) == 0
+    streams = capsys.readouterr()
+    assert [line for line in streams.err.splitlines() if line.startswith("warning: ")] == [
+        f"warning: {text}" for text in planned
+    ]
+    assert "no --image" in streams.out
+    assert cli.main([*command, "--overwrite", "-q", "--json"]) == 0
+    streams = capsys.readouterr()
+    assert streams.err == ""
+    assert json.loads(streams.out)["warnings"] == planned
 
 
 def test_whole_way_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,3 +145,35 @@ def test_whole_way_through_the_command_line(tmp_path: Path, capsys: pytest.Captu
     assert cli.main(["validate", "--deep", str(store), "--json", "-q"]) == 1
     findings = json.loads(capsys.readouterr().out)
     assert any(finding["file"].endswith(shard.relative_to(store).as_posix()) for finding in findings)
+
+
+@pytest.mark.real
+def test_dry_run_prints_the_geometry_of_a_run_that_ingest_refuses(
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A genuine Visium HD layout with an empty matrix: a mirrored homography, and what an affine would miss."""
+    command = ["ingest", str(real_data / "visium_hd_empty" / "outs"), str(tmp_path / "s.zarr"), "-q"]
+    assert cli.main([*command, "--dry-run", "--json"]) == 0
+    frame = json.loads(capsys.readouterr().out)["frame"]
+    assert frame["lattice"]["mirrored"] is True
+    assert frame["residual_px"] < 1e-6
+    assert 0.5 < frame["affine_residual_px"] < 2
+    assert cli.main(command) == 2
+    assert "ST136" in capsys.readouterr().err
+    assert not (tmp_path / "s.zarr").exists()
+
+
+@pytest.mark.real
+def test_the_main_real_run_arrives_whole(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outs = real_data / "visium_v2_mouse" / "outs"
+    image = outs / "spatial" / "aligned_fiducials.jpg"
+    assert cli.main(["ingest", str(outs), str(tmp_path / "s.zarr"), "--image", str(image), "--json", "-q"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["frame"]["mpp"] == pytest.approx(4.67762, abs=5e-6)
+    assert told["frame"]["residual_px"] < 1e-6
+    assert told["frame"]["lattice"]["row_pitch_um"] == pytest.approx(87.0, abs=1e-4)
+    assert told["details"]["fit"]["fiducial_um"] == pytest.approx(105.0, abs=0.01)
+    table = told["tables"]["table"]
+    assert (table["n_obs"], table["n_vars"], table["nnz"], table["total"]) == (2898, 19465, 1069459, 3085005)
+    assert len(table["repeated_symbols"]) == 11
+    assert sum(path.is_file() for path in (tmp_path / "s.zarr").rglob("*")) < 300

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from stzarr.errors import IngestError, MissingInputError, listing
 
 PictureName = Literal["full", "hires", "lowres"]
 
-_SQUARE = re.compile(r"(?:.*_)?square_(\d{3}(?:\.\d+)?)um\Z")
+_SQUARE = re.compile(r"(?P<prefix>.*_)?square_(?P<um>\d{3}(?:\.\d+)?)um\Z")
 _MATRICES = ("{}_feature_bc_matrix.h5", "{}_feature_bc_matrix")
 _POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
 
@@ -33,17 +34,27 @@ def _is_visium(folder: Path) -> bool:
 
 
 def bin_folders(run: Path) -> dict[float, Path]:
-    """Return the ``square_*`` folders of a run by bin size [µm], ascending; `run` may itself be one of them."""
-    if _SQUARE.match(run.name):
-        return {float(_SQUARE.match(run.name)[1]): run}  # type: ignore[index]
+    """Return the ``square_*`` folders of a run by bin size [µm], ascending; `run` may itself be one of them.
+
+    Raises
+    ------
+    IngestError
+        ST106: folders of several runs, see `find_entry`.
+    """
+    if match := _SQUARE.match(run.name):
+        return {float(match["um"]): run}
     inside = find_entry(run, "binned_outputs")
-    found: dict[float, Path] = {}
-    for folder in (inside, run):
-        for entry in sorted(folder.iterdir()) if folder is not None else ():
-            match = _SQUARE.match(entry.name)
-            if match and entry.is_dir():
-                found.setdefault(float(match[1]), entry)
+    found = _squares(run) | ({} if inside is None else _squares(inside))
     return dict(sorted(found.items()))
+
+
+def _squares(folder: Path) -> dict[float, Path]:
+    """Return the ``square_*`` folders in a folder: those without a prefix, else those of the only prefix."""
+    found = [match for entry in sorted(folder.iterdir()) if entry.is_dir() and (match := _SQUARE.match(entry.name))]
+    found = [match for match in found if match["prefix"] is None] or found
+    if len({match["prefix"] for match in found}) > 1:
+        raise _several("bin sizes are of several runs", (match.string for match in found), folder)
+    return {float(match["um"]): folder / match.string for match in found}
 
 
 def find_entry(folder: Path, *names: str) -> Path | None:
@@ -59,15 +70,14 @@ def find_entry(folder: Path, *names: str) -> Path | None:
         exact = [entry for entry in entries if entry.name == name]
         found = exact or [entry for entry in entries if entry.name.endswith(f"_{name}")]
         if len(found) > 1:
-            raise IngestError(
-                "ST106",
-                f"several files could be {name}: {listing(entry.name for entry in found)}",
-                file=folder,
-                cure="put each run into a folder of its own",
-            )
+            raise _several(f"several files could be {name}", (entry.name for entry in found), folder)
         if found:
             return found[0]
     return None
+
+
+def _several(what: str, names: Iterable[str], folder: Path) -> IngestError:
+    return IngestError("ST106", f"{what}: {listing(names)}", file=folder, cure="put each run into a folder of its own")
 
 
 def find_matrix(folder: Path, wanted: Literal["filtered", "raw"] | None) -> tuple[Path, Literal["filtered", "raw"]]:

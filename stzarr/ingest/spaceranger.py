@@ -15,9 +15,9 @@ from stzarr.ingest.placing import BinMap, SpotMap
 from stzarr.ingest.positions import Positions
 from stzarr.ingest.previews import Pictures, check_pictures, image_sources, open_pictures, picture_details
 from stzarr.ingest.readers import ReadOptions, slide_id
-from stzarr.space import BinLattice, Bounds, Lattice
+from stzarr.space import BinLattice, Bounds, Frame, Lattice
 from stzarr.store.layout import table_name
-from stzarr.store.source import CountsSource, Source
+from stzarr.store.source import CountsSource, ImageSource, Source
 
 SIMULATED = "SIMULATED.json"
 """Marks a run as made by `stzarr simulate`; it lies beside the run's other files."""
@@ -110,7 +110,10 @@ class _Parts:
         counts: list[CountsSource],
         details: dict[str, Any],
     ) -> Source:
-        """Put the parts together."""
+        """Put the parts together; without --image, a warning says what stands in for it."""
+        images = image_sources(pictures, spatial, fitted.frame)
+        if self.options.image is None:
+            self.warnings.append(_stand_in(images, fitted.frame))
         mark = find_entry(self.run, SIMULATED)
         if mark is not None:
             self.files.append(mark)
@@ -118,7 +121,7 @@ class _Parts:
             id=slide_id(path, self.options.id),
             assay=assay,
             frame=fitted.frame,
-            images=image_sources(pictures, spatial, fitted.frame),
+            images=images,
             counts=tuple(counts),
             files=tuple(dict.fromkeys(self.files)),
             details={
@@ -214,6 +217,14 @@ def _lattice(fitted: FittedFrame) -> Any:
 
 def _at(lattice: BinLattice, bin_um: float) -> BinLattice:
     return lattice if bin_um == lattice.bin_um else lattice.at(bin_um)
+
+
+def _stand_in(images: tuple[ImageSource, ...], frame: Frame) -> str:
+    if not images:
+        return "no --image and no preview: the store has no picture"
+    best = images[0]
+    mpp = frame.mpp / best.scale
+    return f"no --image: the best picture is {best.handle.path.name}, {mpp:.3g} µm per pixel"
 
 
 def _not_here(option: str, why: str, path: Path) -> IngestError:

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from stzarr.errors import StreamError
+from stzarr.errors import MissingPackageError, StreamError
 from stzarr.stream.ahead import ClientRunner, Runner, ThreadRunner
 from stzarr.stream.batches import SHARED, Batch, BatchReader
 from stzarr.stream.panel import GenePanel
@@ -23,6 +21,14 @@ from stzarr.stream.prepare import Request, prepare
 from stzarr.stream.split import SplitName, SplitSpec
 from stzarr.stream.stats import Meter, StreamStats
 from stzarr.stream.world import World
+
+try:
+    import torch
+    from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+except ModuleNotFoundError as missing:
+    raise MissingPackageError(
+        "ST413", f"the stream needs a package: {missing}", cure="pip install 'stzarr[torch]'"
+    ) from missing
 
 StorePath = str | Path
 

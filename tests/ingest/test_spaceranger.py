@@ -15,6 +15,7 @@ import small_runs as small
 from stzarr.errors import IngestError, MissingInputError
 from stzarr.ingest.readers import ReadOptions
 from stzarr.ingest.spaceranger import SpaceRangerReader
+from stzarr.store.plan import WriteOptions, plan_store
 from stzarr.store.source import Source
 
 
@@ -41,6 +42,11 @@ def fails(path: Path, code: str, **options) -> IngestError:
     return error.value
 
 
+def no_image(file: str = "tissue_hires_image.png", mpp: str = "5") -> str:
+    """What a run that is opened without its full-resolution picture warns of."""
+    return f"no --image: the best picture is {file}, {mpp} µm per pixel"
+
+
 # ---------------------------------------------------------------------------------------------------------- Visium
 
 
@@ -50,7 +56,8 @@ def fails(path: Path, code: str, **options) -> IngestError:
 def test_visium_layouts(tmp_path: Path, matrix: str, positions: str, prefix: str) -> None:
     run = small.write_visium(tmp_path / "run 7" / "outs", matrix=matrix, positions=positions, prefix=prefix)
     source = opened(tmp_path / "run 7")
-    assert (source.id, source.assay, source.warnings) == ("run_7", "Visium", ())
+    assert (source.id, source.assay) == ("run_7", "Visium")
+    assert source.warnings == (no_image(f"{prefix}tissue_hires_image.png"),)
     assert source.frame.mpp == pytest.approx(small.MPP, rel=1e-9)
     assert source.frame.residual_px < 1e-9
     lattice = source.frame.lattice
@@ -88,11 +95,12 @@ def test_mex_stands_in_for_h5_and_raw_for_filtered(tmp_path: Path) -> None:
     source = opened(tmp_path)
     assert source.warnings == (
         f"{tmp_path.name} has no filtered matrix: the raw one is used (raw_feature_bc_matrix.h5)",
+        no_image(),
     )
     assert (
         source.counts[0].in_tissue.sum() == (run.positions.in_tissue == 1).sum() < source.counts[0].matrix.num_barcodes
     )
-    assert opened(tmp_path, counts="raw").warnings == ()
+    assert opened(tmp_path, counts="raw").warnings == (no_image(),)
     fails(tmp_path, "ST103", counts="filtered")
     small.write_visium(tmp_path)
     small.write_mex(tmp_path / "filtered_feature_bc_matrix", small.random_counts(5), run.barcodes[:5])
@@ -104,15 +112,27 @@ def test_mex_stands_in_for_h5_and_raw_for_filtered(tmp_path: Path) -> None:
 def test_plain_text_called_gz_is_one_warning_of_the_source(tmp_path: Path) -> None:
     run = small.write_visium(tmp_path, matrix="mex")
     small.write_mex(tmp_path / "filtered_feature_bc_matrix", run.counts, run.barcodes, compressed=False)
-    (warning,) = opened(tmp_path).warnings
+    warning, no_picture = opened(tmp_path).warnings
     assert "plain text" in warning
+    assert no_picture == no_image()
 
 
-def test_missing_previews_are_one_warning(tmp_path: Path) -> None:
+def test_missing_previews_are_one_warning_and_no_picture_at_all_another(tmp_path: Path) -> None:
     small.write_visium(tmp_path, previews=())
     source = opened(tmp_path)
     assert source.images == ()
-    assert source.warnings == ("not in this run, left out: tissue_hires_image.png, tissue_lowres_image.png",)
+    assert source.warnings == (
+        "not in this run, left out: tissue_hires_image.png, tissue_lowres_image.png",
+        "no --image and no preview: the store has no picture",
+    )
+
+
+def test_without_an_image_the_plan_says_what_stands_in_for_it(tmp_path: Path) -> None:
+    small.write_visium(tmp_path, previews=("lowres",))
+    planned = plan_store(opened(tmp_path), WriteOptions())
+    warnings = ["not in this run, left out: tissue_hires_image.png", no_image("tissue_lowres_image.png", "16.7")]
+    assert planned.to_json()["warnings"] == warnings
+    assert str(planned).splitlines()[-2:] == [f"warning  {text}" for text in warnings]
 
 
 def test_the_full_picture_comes_first(tmp_path: Path) -> None:
@@ -124,6 +144,7 @@ def test_the_full_picture_comes_first(tmp_path: Path) -> None:
     assert source.images[0].um_to_px == source.frame.um_to_px
     np.testing.assert_array_equal(source.images[0].handle.read(9, 30, 7, 50), pixels[:, 9:30, 7:50])
     assert full in source.files
+    assert source.warnings == ()
     source.close()
 
 
@@ -208,7 +229,7 @@ def test_rounded_positions_need_no_warning(tmp_path: Path) -> None:
     _positions(lambda spots: spots.round())(tmp_path)
     source = opened(tmp_path)
     assert 0.3 < source.frame.residual_px < 1.0
-    assert source.warnings == ()
+    assert source.warnings == (no_image(),)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +271,10 @@ def test_hd_layouts(tmp_path: Path, flat: bool, prefix: str, mirrored: bool) -> 
     runs = small.write_hd(tmp_path / "H1" / "outs", flat=flat, prefix=prefix, mirrored=mirrored)
     source = opened(tmp_path / "H1")
     assert (source.id, source.assay) == ("H1", "Visium HD")
-    assert source.warnings == ("not in this run, left out: tissue_lowres_image.png",)
+    assert source.warnings == (
+        "not in this run, left out: tissue_lowres_image.png",
+        no_image(f"{prefix}tissue_hires_image.png", "0.5"),
+    )
     assert source.details["bins_um_found"] == [2.0, 8.0, 16.0]
     assert source.frame.residual_px < 1e-8 < source.frame.affine_residual_px
     assert source.frame.mpp == pytest.approx(small.HD_MPP, rel=1e-3)
@@ -277,6 +301,26 @@ def test_bins_on_request_share_the_frame_of_the_finest(tmp_path: Path) -> None:
     one = opened(tmp_path / "binned_outputs" / "square_008um")
     assert [counts.bin_um for counts in one.counts] == [8.0]
     assert one.id == tmp_path.name.rstrip("_")
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("other", ["B_square_002um", "B_square_008um"])
+def test_bins_of_two_runs_in_one_folder(tmp_path: Path, flat: bool, other: str) -> None:
+    small.write_hd(tmp_path, bins=(2,), flat=flat)
+    folder = tmp_path if flat else tmp_path / "binned_outputs"
+    square = (folder / "square_002um").rename(folder / "A_square_002um")
+    assert [counts.bin_um for counts in opened(tmp_path).counts] == [2.0]
+    shutil.copytree(square, folder / other)
+    error = fails(tmp_path, "ST106")
+    assert f"A_square_002um, {other}" in error.what
+    assert error.file == str(folder)
+
+
+def test_bins_without_a_prefix_come_before_those_with_one(tmp_path: Path) -> None:
+    small.write_hd(tmp_path, bins=(2,), flat=True)
+    for prefix in ("A", "B"):
+        shutil.copytree(tmp_path / "square_002um", tmp_path / f"{prefix}_square_002um")
+    assert opened(tmp_path).counts[0].matrix.path.parent.name == "square_002um"
 
 
 def test_a_bin_size_that_is_not_there(tmp_path: Path) -> None:
@@ -404,7 +448,8 @@ def test_real_visium_v2(real_data: Path, tmp_path: Path) -> None:
 @pytest.mark.real
 def test_real_visium_v1(real_data: Path) -> None:
     source = opened(real_data / "visium_v1_human" / "1.0.0")
-    assert source.warnings == ()
+    (warning,) = source.warnings
+    assert warning.startswith("no --image: the best picture is ")
     assert 0.5 < source.frame.residual_px < 1
     assert source.details["fit"]["row_pitch_um"] == pytest.approx(87.0, abs=1e-3)
     assert source.details["fit"]["fiducial_um"] == pytest.approx(105.0, abs=0.01)
