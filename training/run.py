@@ -77,6 +77,10 @@ class Run:
         """Record the digests of what is trained on; from now on the folder is a run."""
         write_json(self.folder / INPUTS, inputs)
 
+    def inputs(self) -> dict[str, Any]:
+        """Return the digests of what the run is trained on."""
+        return dict(read_json(self.folder / INPUTS))
+
     def check(self, config: Config, inputs: Mapping[str, Any]) -> None:
         """Refuse to continue with other settings or other data.
 
@@ -93,7 +97,7 @@ class Run:
             raise TrainingError(
                 "ST502", f"the run was made with other settings: {changes}.", file=self.folder, cure=cure
             )
-        before = read_json(self.folder / INPUTS)
+        before = self.inputs()
         if changed := sorted(name for name in inputs if before.get(name) != _plain(inputs[name])):
             raise TrainingError(
                 "ST503", f"the run was made from other data: {listing(changed)} changed.", file=self.folder,

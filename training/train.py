@@ -82,7 +82,13 @@ def inputs(config: Config, task: Task) -> dict[str, Any]:
     """Return digests of all that a run is trained on, by what they digest."""
     stream = task.stream("train", train=True)
     stores = {str(number): store_digest(store) for number, store in enumerate(config.data.store)}
-    return {"stores": stores, "plan": stream.plan.digest, "panel": stream.genes.digest, "genes": len(stream.genes)}
+    return {
+        "stores": stores,
+        "plan": stream.plan.digest,
+        "split": stream.plan.split_digest,
+        "panel": stream.genes.digest,
+        "genes": len(stream.genes),
+    }
 
 
 if __name__ == "__main__":

@@ -63,9 +63,24 @@ class Trained:
         return cls(run, config, task, ema.module.eval().to(world.device), path, world)
 
     def batches(self, split: SplitName, max_patches: int | None) -> Iterator[Batch]:
-        """Yield the patches of a split, padding left out, until `max_patches` have come."""
+        """Yield the patches of a split, padding left out, until `max_patches` have come.
+
+        Raises
+        ------
+        TrainingError
+            ST506: on the run's own stores, the blocks that are held out are others than in training.
+        """
+        stream = self.task.stream(split, train=False)
+        own = self.config.data.store == self.run.config().data.store
+        if own and stream.plan.split_digest != self.run.inputs()["split"]:
+            raise TrainingError(
+                "ST506",
+                "other blocks are held out now than when the run was trained: its training patches may be among them.",
+                file=self.run.folder,
+                cure="the stores as they were then, or other slides with --store",
+            )
         left = max_patches
-        for batch in self.task.stream(split, train=False):
+        for batch in stream:
             valid = batch["valid"]
             if left is not None:
                 valid = valid & (valid.cumsum(0) <= left)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,16 @@ def test_evaluation_reports_model_and_baselines(
     assert report["ssim_window_px"] == 7
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert "| bicubic |" in capsys.readouterr().out
+
+
+def test_evaluation_refuses_other_held_out_blocks(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    inputs = json.loads((run / "inputs.json").read_text())
+    (run / "inputs.json").write_text(json.dumps(inputs | {"split": "0" * 64}))
+    with pytest.raises(TrainingError, match="ST506"):
+        evaluate.main(["--run-dir", str(run), "--split", "test", "--threads", "1"])
+    assert not (run / "evaluation.json").exists()
 
 
 def test_samples_are_written_with_their_origin(whole: Path, tmp_path: Path) -> None:
