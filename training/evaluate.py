@@ -63,7 +63,7 @@ def judge(trained: Trained, split: SplitName, members: int, max_patches: int | N
     for batch in trained.batches(split, max_patches):
         samples = trained.sample(batch, members)
         spread = samples.std(0, correction=0)
-        predicted = {"model, one sample": samples[0], f"model, mean of {members}": samples.mean(0)}
+        predicted = {"model, one sample": samples, f"model, mean of {members}": samples.mean(0)}
         scores.update(predicted | trained.task.baselines(batch), batch, spread)
         for index in range(min(len(batch["valid"]), PICTURE_PATCHES - pictured)):
             examples += trained.task.examples(batch, samples, index)

@@ -6,7 +6,7 @@ metric is not defined. `MapScores` averages them over the patches of a split and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -137,18 +137,32 @@ class MapScores:
         self._window = SSIM_WINDOW
 
     def update(self, predicted: Mapping[str, Tensor], batch: dict[str, Any], spread: Tensor) -> None:
-        """Add a batch: counts [b, g, h, w] by method, and the samples' standard deviation, all on the CPU."""
+        """Add a batch, all on the CPU.
+
+        Parameters
+        ----------
+        predicted : mapping
+            Counts by method, [b, g, h, w]; or [members, b, g, h, w], each scored alone and the scores averaged.
+        batch : dict
+        spread : Tensor, [b, g, h, w]
+            Standard deviation of the samples.
+        """
         keep = batch["valid"]
         target, tissue, present = (batch[key][keep] for key in ("hr_counts", "tissue", "gene_mask"))
         self._window = ssim_window(*target.shape[-2:])
         self._patches += int(keep.sum())
         self._maps += present.sum(0)
+        measures: dict[str, Callable[[Tensor], Tensor]] = {
+            "rmse": lambda maps: squared_error(maps, target, tissue),
+            "pearson": lambda maps: pearson(maps, target, tissue),
+            "ssim": lambda maps: ssim(maps, target),
+            "total_error": lambda maps: total_error(maps, target),
+        }
         for method, maps in predicted.items():
-            chosen = maps[keep]
-            self._add(method, "rmse", squared_error(chosen, target, tissue), present)
-            self._add(method, "pearson", pearson(chosen, target, tissue), present)
-            self._add(method, "ssim", ssim(chosen, target), present)
-            self._add(method, "total_error", total_error(chosen, target), present)
+            members = maps if maps.ndim == 5 else maps[None]
+            for metric, measure in measures.items():
+                scores = torch.stack([measure(member[keep]) for member in members])
+                self._add(method, metric, scores.nanmean(0), present)
         self._add("samples", "spread", squared_error(spread[keep], torch.zeros_like(target), tissue), present)
 
     def _add(self, method: str, metric: str, values: Tensor, present: Tensor) -> None:

@@ -93,3 +93,20 @@ def test_scores_average_over_valid_patches_and_present_genes_in_any_batches() ->
     assert found["undefined"] == {"rmse": 0, "pearson": 1, "ssim": 1, "total_error": 1}
     assert (report["maps"], report["patches"], report["spread"]) == (5, 2, 1.0)
     assert "| method | " in whole.table()
+
+
+def test_members_are_scored_alone_and_their_mean_can_only_gain() -> None:
+    predicted, target, tissue = maps(5)
+    members = torch.stack([predicted, predicted.flip(-1), predicted.flip(-2)])
+    batch = {
+        "valid": torch.ones(2, dtype=torch.bool),
+        "hr_counts": target,
+        "tissue": tissue,
+        "gene_mask": torch.ones(2, 3, dtype=torch.bool),
+    }
+    scores = MapScores(["A", "B", "C"])
+    scores.update({"one": members, "mean": members.mean(0)}, batch, members.std(0, correction=0))
+    methods, spread = scores.report()["methods"], scores.report()["spread"]
+    alone = torch.stack([squared_error(member, target, tissue) for member in members])
+    assert methods["one"]["rmse"] == pytest.approx(alone.mean().sqrt().item())
+    assert methods["one"]["rmse"] ** 2 == pytest.approx(methods["mean"]["rmse"] ** 2 + spread**2)
