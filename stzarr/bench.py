@@ -161,8 +161,9 @@ def _request(
         patch_um = PATCH_SPOTS * SPOT_PITCH_UM if spots or image_mpp is None else PATCH_PX * image_mpp
     genes: list[str] = []
     if num_genes:
-        totals = slide.genes()["total_counts"].to_numpy()
-        genes = slide.genes()["gene_ids"].iloc[(-totals).argsort(kind="stable")[:num_genes]].tolist()
+        found = slide.genes()
+        totals = found["total_counts"].to_numpy()
+        genes = found["gene_ids"].iloc[(-totals).argsort(kind="stable")[:num_genes]].tolist()
     return {
         "patch_um": patch_um,
         "image_mpp": image_mpp,

@@ -72,10 +72,9 @@ def demo(
 
 def _simulated(outs: Path, steps: dict[str, str], progress: Progress | None) -> Path:
     """Simulate a run, or take the one that an earlier demo left here."""
-    from stzarr.simulate import simulate
+    from stzarr.simulate import SIMULATED, simulate
 
-    finished = outs / "SIMULATED.json"
-    if finished.exists():
+    if (outs / SIMULATED).exists():
         steps["simulate"] = f"{outs} is there already"
         return next(outs.glob("tissue_image.*"))
     start = time.perf_counter()

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from stzarr.errors import IngestError, MissingInputError
 from stzarr.ingest.raster import Picture, RawPicture, scratch_array
+from stzarr.ingest.readers import MAX_DECODED_BYTES
 from stzarr.ingest.tiff import open_tiff
 from stzarr.store.source import ImageHandle
 
-MAX_DECODED_BYTES = 16 << 30
 SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".jpg", ".jpeg", ".png")
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

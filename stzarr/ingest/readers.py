@@ -17,6 +17,9 @@ from stzarr.errors import IngestError, MissingInputError, listing
 from stzarr.store.layout import check_id, is_taken
 from stzarr.store.source import Source
 
+MAX_DECODED_BYTES = 16 << 30
+"""Largest picture without random access that is decoded into scratch, unless the user says otherwise."""
+
 _NAMELESS = re.compile(r"outs|binned_outputs|(?:.*_)?square_\d{3}.*um")
 
 
@@ -45,7 +48,7 @@ class ReadOptions:
     bins_um: tuple[float, ...] | None = None
     counts: Literal["filtered", "raw"] | None = None
     mpp_source: float | None = None
-    max_decoded_bytes: int = 16 << 30
+    max_decoded_bytes: int = MAX_DECODED_BYTES
 
 
 class Reader(Protocol):

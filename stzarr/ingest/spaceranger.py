@@ -17,10 +17,7 @@ from stzarr.ingest.previews import Pictures, check_pictures, image_sources, open
 from stzarr.ingest.readers import ReadOptions, slide_id
 from stzarr.space import BinLattice, Bounds, Frame, Lattice
 from stzarr.store.layout import table_name
-from stzarr.store.source import CountsSource, ImageSource, Source
-
-SIMULATED = "SIMULATED.json"
-"""Marks a run as made by `stzarr simulate`; it lies beside the run's other files."""
+from stzarr.store.source import SIMULATED, CountsSource, ImageSource, Source
 
 _DEFAULT_COARSE_UM = 8.0
 

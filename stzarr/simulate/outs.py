@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,11 +20,8 @@ from stzarr.simulate.image import ImageFormat, Previews, Renderer, write_image
 from stzarr.simulate.parallel import ordered_map
 from stzarr.simulate.tissue import Tissue
 from stzarr.store.layout import table_name
-
-SIMULATED = "SIMULATED.json"
-"""The file that marks a run as simulated."""
-
-Progress = Callable[[str, int, int], None]
+from stzarr.store.source import SIMULATED
+from stzarr.store.units import Progress
 
 _FIDUCIAL_UM = 330.0
 _POSITION_BYTES = 28

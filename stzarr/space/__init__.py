@@ -12,7 +12,7 @@ from stzarr.space.fit import MapFit, PointBatches, fit_affine, fit_homography
 from stzarr.space.frame import Frame
 from stzarr.space.lattice import SPOT_PITCH_UM, BinLattice, Lattice, SpotLattice, lattice_extent, lattice_from_json
 from stzarr.space.maps import Bounds, Homography
-from stzarr.space.pixels import PixelGrid, num_levels, registered_grid, registered_mpp
+from stzarr.space.pixels import PixelGrid, num_levels, registered_grid, registered_levels, registered_mpp
 
 __all__ = [
     "SPOT_PITCH_UM",
@@ -31,5 +31,6 @@ __all__ = [
     "lattice_from_json",
     "num_levels",
     "registered_grid",
+    "registered_levels",
     "registered_mpp",
 ]

@@ -63,11 +63,17 @@ def registered_grid(area_um: Bounds, mpp: float, *, margin_um: float = 100.0, ma
         area_um[2] + margin_um,
         area_um[3] + margin_um,
     )
-    coarse = mpp * 2 ** (num_levels(math.ceil(max(x1 - x0, y1 - y0) / mpp), max_thumb_px) - 1)
+    coarse = mpp * 2 ** (registered_levels(area_um, mpp, margin_um=margin_um, max_thumb_px=max_thumb_px) - 1)
     left, top = math.floor(round(x0 / coarse, 9)), math.floor(round(y0 / coarse, 9))
     right, bottom = math.ceil(round(x1 / coarse, 9)), math.ceil(round(y1 / coarse, 9))
     per = round(coarse / mpp)
     return PixelGrid(mpp, left * coarse, top * coarse, (right - left) * per, (bottom - top) * per)
+
+
+def registered_levels(area_um: Bounds, mpp: float, *, margin_um: float = 100.0, max_thumb_px: int = 1024) -> int:
+    """Return the number of levels of the registered image, by the area and margin that its pixels must cover."""
+    x0, y0, x1, y1 = area_um
+    return num_levels(math.ceil((max(x1 - x0, y1 - y0) + 2 * margin_um) / mpp), max_thumb_px)
 
 
 def num_levels(longest_px: int, max_thumb_px: int = 1024) -> int:

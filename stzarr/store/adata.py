@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix
 from stzarr.errors import StoreError
 from stzarr.space import Bounds, Lattice
 from stzarr.store.counts_reader import Box, CountsBox, CountsTable
+from stzarr.store.layout import instance_key
 
 if TYPE_CHECKING:
     from stzarr.store.reader import StoreReader
@@ -71,17 +72,17 @@ def _anndata(table: CountsTable, box: CountsBox, centres: NDArray[np.float64]) -
         var=table.var.copy(),
         obsm={"spatial": table.read_rows("obsm/spatial", box.rows), "spatial_um": centres},
         uns={
-            "spatialdata_attrs": {"region": table.region, "region_key": "region", "instance_key": _instance_key(table)}
+            "spatialdata_attrs": {
+                "region": table.region,
+                "region_key": "region",
+                "instance_key": instance_key(table.lattice.kind),
+            }
         },
     )
 
 
-def _instance_key(table: CountsTable) -> str:
-    return "location_id" if table.lattice.kind == "bins" else "spot_id"
-
-
 def _obs(table: CountsTable, box: CountsBox) -> pd.DataFrame:
-    key = _instance_key(table)
+    key = instance_key(table.lattice.kind)
     columns: dict[str, Any] = {
         key: table.read_rows(f"obs/{key}", box.rows),
         "region": pd.Categorical([table.region] * len(box.rows), categories=[table.region]),

@@ -129,7 +129,11 @@ def _table(path: str, fields: dict[str, Any]) -> Element:
 
 
 def _table_attributes(root: zarr.Group, path: str, fields: dict[str, Any]) -> Iterator[Problem]:
-    link = {"region": fields["region"], "region_key": "region", "instance_key": _instance_key(fields)}
+    link = {
+        "region": fields["region"],
+        "region_key": "region",
+        "instance_key": layout.instance_key(fields["lattice"]["kind"]),
+    }
     kind = {"encoding-type": "anndata", "spatialdata-encoding-type": "ngff:regions_table"}
     wrong = _missing(group_at(root, path).attrs, {**kind, **link, "version": layout.TABLE_VERSION})
     if wrong:
@@ -143,17 +147,13 @@ def _table_attributes(root: zarr.Group, path: str, fields: dict[str, Any]) -> It
         yield Problem("ST255", f"{path}/obs/region", f"the rows belong to {listing(categories)}")
 
 
-def _instance_key(fields: dict[str, Any]) -> str:
-    return "location_id" if fields["lattice"]["kind"] == "bins" else "spot_id"
-
-
 def _table_shapes(root: zarr.Group, path: str, fields: dict[str, Any]) -> Iterator[Problem]:
     n_obs, n_vars, nnz = fields["n_obs"], fields["n_vars"], fields["nnz"]
     tile_rows, tile_cols = fields["tile_shape"]
     x = {"data": nnz, "indices": nnz, "indptr": n_obs + 1, "tile_indptr": tile_rows * tile_cols + 1}
     obs = (
         "_index",
-        _instance_key(fields),
+        layout.instance_key(fields["lattice"]["kind"]),
         "array_row",
         "array_col",
         "in_tissue",

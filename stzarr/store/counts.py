@@ -182,7 +182,7 @@ class _TableWriter:
         self._path = f"tables/{counts.name}"
         self._scratch = scratch / counts.name
         self._region = layout.region_name(slide_id, counts.name)
-        self._key = "location_id" if counts.lattice.kind == "bins" else "spot_id"
+        self._key = layout.instance_key(counts.lattice.kind)
         self._order = tile_order(counts)
         self._n_obs, self._n_vars = len(self._order.barcode), len(counts.matrix.genes.ids)
         per_row = counts.matrix.nonzero_per_barcode()[self._order.barcode]

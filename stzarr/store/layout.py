@@ -86,6 +86,11 @@ def table_name(bin_um: float) -> str:
     return f"square_{int(bin_um):03d}um" if bin_um == int(bin_um) else f"square_{bin_um:05.1f}um"
 
 
+def instance_key(kind: str) -> str:
+    """Return the obs column that names the instance of the region: of bins the label, of spots the circle."""
+    return "location_id" if kind == "bins" else "spot_id"
+
+
 def region_name(slide_id: str, table: str) -> str:
     """Return the element that a table annotates: labels of bins, or the shapes of spots."""
     return slide_id if table == "table" else f"{slide_id}_{table}_labels"

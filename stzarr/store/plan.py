@@ -14,6 +14,7 @@ from stzarr.space import (
     PixelGrid,
     num_levels,
     registered_grid,
+    registered_levels,
     registered_mpp,
 )
 from stzarr.store import layout
@@ -193,8 +194,7 @@ def _registered(source: Source, image: ImageSource, options: WriteOptions, area_
         mpp = _checked_mpp(options.image_mpp, bin_um)
     margin = 0.0 if lattice is None else MARGIN_UM
     grid = registered_grid(area_um, mpp, margin_um=margin)
-    longest_um = max(area_um[2] - area_um[0], area_um[3] - area_um[1]) + 2 * margin
-    levels = num_levels(math.ceil(longest_um / mpp))
+    levels = registered_levels(area_um, mpp, margin_um=margin)
     return ImagePlan(f"{source.id}_image_um", image, "um", grid, levels, oversampling(mpp / native_mpp))
 
 

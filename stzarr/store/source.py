@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from stzarr.errors import IngestError
 from stzarr.space import Frame, Homography, Lattice
 
+SIMULATED = "SIMULATED.json"
+"""File that marks an input folder as simulated; the simulator writes it, readers look for it."""
+
 
 class ImageHandle(Protocol):
     """A picture that can be read in pieces. Safe to read from several threads."""
